@@ -1,0 +1,1 @@
+"""The paper: schedule, forward and reverse process, variational bound, samplers. Pure functions of arrays."""

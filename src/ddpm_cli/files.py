@@ -1,0 +1,89 @@
+"""Files that are there whole or not at all, and one sentence for each way in which the disk can refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import ArgumentError, DiskError
+
+_REASONS = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file would be larger than the limit set for this process",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` inside into a `DiskError` (exit code 7) that names ``path`` and the reason."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise DiskError(f"cannot write {printable(path)}: {reason}") from error
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse an output file that exists (unless ``force``), or whose folder is missing or cannot be written.
+
+    Called before the work is done that the file is for.
+
+    Raises:
+        ArgumentError: the file is there already.
+        DiskError: it could not be written.
+    """
+    if path.is_dir():
+        raise ArgumentError(f"{printable(path)} is a folder; give the name of a file in it")
+    if path.exists() and not force:
+        raise ArgumentError(f"{printable(path)} exists already; give another name with -o, or --force to overwrite it")
+    folder = path.parent
+    if not folder.is_dir():
+        raise DiskError(f"cannot write {printable(path)}: there is no folder {printable(folder)}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise DiskError(f"cannot write {printable(path)}: permission denied")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` by way of a temporary file beside it, flushed to the disk, and one rename."""
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o666 & ~_umask())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file's content, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def printable(name: str | Path) -> str:
+    """A name from the outside world with control and unprintable characters escaped, safe for any terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(name))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
