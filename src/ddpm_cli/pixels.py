@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .errors import InputError
 
@@ -75,7 +75,8 @@ class Raster:
     @property
     def has_alpha(self) -> bool:
         """Whether any pixel is not opaque; an alpha channel of opaque pixels does not count."""
-        return self.pixels.shape[2] in (2, 4) and bool((self.pixels[:, :, -1] < self.levels).any())
+        has_channel = self.pixels.shape[2] in (2, 4)
+        return has_channel and bool((self.pixels[:, :, -1] < self.levels).any())
 
     @property
     def is_grey(self) -> bool:
@@ -100,7 +101,7 @@ def decode(file: str | Path | IO[bytes]) -> Raster:
                 return Raster(_array(ImageOps.exif_transpose(image)), note)
     except InputError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError(f"not an image that can be read ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"more than {MAX_SIDE}x{MAX_SIDE // 2} pixels") from error
@@ -157,7 +158,7 @@ def grid_shape(n: int) -> tuple[int, int]:
 
 
 def grid(images: Pixels, rows: int, columns: int, *, scale: int = 1, gap: int = 2) -> Pixels:
-    """Images (N, H, W, C) on one sheet, row by row, each pixel ``scale`` pixels wide; white between and in empty cells."""
+    """Images (N, H, W, C) on one sheet, row by row, each pixel ``scale`` wide; white between and in empty cells."""
     n, height, width, channels = images.shape
     height, width = height * scale, width * scale
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
@@ -178,7 +179,7 @@ def _losses(image: Image.Image) -> str:
     notes = []
     if getattr(image, "n_frames", 1) > 1:
         notes.append("only the first frame is used")
-    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
+    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", "")):
         notes.append("16 bits a channel reduced to 8")
     return ", ".join(notes)
 

@@ -48,5 +48,3 @@ def permutation(n: int, seed: int, purpose: str, *index: int) -> Int64:
 def torch_seed(seed: int, purpose: str, *index: int) -> int:
     """A 63-bit seed for a generator of torch's own (dropout masks on the device)."""
     return int(generator(seed, purpose, *index).integers(0, 2**63 - 1))
-
-
