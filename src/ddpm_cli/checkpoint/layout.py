@@ -1,0 +1,193 @@
+"""diffusers' folder layout: what its JSON files say, as our configurations, and back.
+
+A class name in a file is compared with a fixed list; nothing that a file names is ever imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..config import DiffusionConfig, UNetConfig
+from ..errors import InputError
+from ..files import printable
+from ..unet import build
+from . import weights
+from .weights import Tensors
+
+MAX_JSON_BYTES = 2**20
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_VERSION = "0.38.0"  # the oldest release that the files are checked with
+
+_SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
+_BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_VARIANCES = {
+    "fixed_small": "fixed-small",
+    "fixed_small_log": "fixed-small",
+    "fixed_large": "fixed-large",
+    "fixed_large_log": "fixed-large",
+}
+# Settings of diffusers' schedulers that must have this value, because anything else is another process.
+_FIXED = {"trained_betas": None, "thresholding": False, "clip_sample_range": 1, "rescale_betas_zero_snr": False}
+# Settings that only say how diffusers itself samples.
+_IGNORED = (
+    *("dynamic_thresholding_ratio", "sample_max_value", "timestep_spacing", "steps_offset", "set_alpha_to_one"),
+    *("skip_prk_steps", "solver_order", "solver_type", "algorithm_type", "lower_order_final", "tensor_format"),
+    *("use_karras_sigmas", "final_sigmas_type", "euler_at_final", "lambda_min_clipped"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A network with its weights and the diffusion it was trained for, as a folder holds them.
+
+    Args:
+        weights: the state dict, float32 on the CPU.
+        source: where it came from, as the user named it.
+        step: optimizer steps that it was trained for; None if the folder does not say.
+    """
+
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    weights: Tensors
+    source: str
+    step: int | None = None
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder has diffusers' layout: nested (model_index.json, unet/, scheduler/) or flat."""
+    return (folder / "unet" / "config.json").is_file() or (folder / "config.json").is_file()
+
+
+def read_model(folder: Path, source: str, step: int | None = None) -> StoredModel:
+    """Read a model from a folder of diffusers' layout, nested or flat.
+
+    Raises:
+        InputError: a file is missing, damaged, or describes something that this project does not compute.
+    """
+    nested = (folder / "unet" / "config.json").is_file()
+    unet_folder = folder / "unet" if nested else folder
+    scheduler_folder = folder / "scheduler" if nested else folder
+    unet = _read_unet(unet_folder / "config.json")
+    diffusion = _read_scheduler(scheduler_folder / "scheduler_config.json")
+    file = unet_folder / WEIGHTS
+    if not file.is_file() and (pickles := sorted(unet_folder.glob("*.bin"))):
+        raise InputError(f"{printable(file)} is missing; {pickles[0].name} is a pickle, which is never read unasked")
+    return StoredModel(unet, diffusion, weights.read(file, _shapes(unet)), source, step)
+
+
+def describe(unet: UNetConfig, diffusion: DiffusionConfig) -> dict[str, dict[str, Any]]:
+    """The JSON files of diffusers' layout, by path in the folder."""
+    note = {"_diffusers_version": DIFFUSERS_VERSION}
+    return {
+        "model_index.json": {
+            "_class_name": "DDPMPipeline",
+            **note,
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
+        },
+        "unet/config.json": {"_class_name": "UNet2DModel", **note, **unet.to_json()},
+        "scheduler/scheduler_config.json": {
+            "_class_name": "DDPMScheduler",
+            **note,
+            "num_train_timesteps": diffusion.timesteps,
+            "beta_schedule": _key_of(_BETA_SCHEDULES, diffusion.schedule),
+            "beta_start": diffusion.beta_start,
+            "beta_end": diffusion.beta_end,
+            "trained_betas": None,
+            "prediction_type": _key_of(_PREDICTIONS, diffusion.predict),
+            "variance_type": _key_of(_VARIANCES, diffusion.variance),
+            "clip_sample": diffusion.clip,
+            "clip_sample_range": 1.0,
+        },
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the outside world: bounded, without NaN or Infinity.
+
+    Raises:
+        InputError: the file is missing, too large, or not a JSON object.
+    """
+    where = printable(path)
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(f"{where} has more than {MAX_JSON_BYTES} bytes; it is no configuration")
+        data = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise InputError(f"{where} is missing") from error
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON ({printable(str(error))[:100]})") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{where} is not a JSON object")
+    return data
+
+
+def _shapes(unet: UNetConfig) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in build(unet, "meta").state_dict().items()}
+
+
+def _read_unet(path: Path) -> UNetConfig:
+    data = read_json(path)
+    _check_class(path, data, ("UNet2DModel",))
+    try:
+        return UNetConfig.from_json(data)
+    except InputError as error:
+        raise InputError(f"{printable(path)}: {error}") from error
+
+
+def _read_scheduler(path: Path) -> DiffusionConfig:
+    data = read_json(path)
+    _check_class(path, data, _SCHEDULERS)
+    where = printable(path)
+    translations = {
+        "beta_schedule": ("schedule", _BETA_SCHEDULES),
+        "prediction_type": ("predict", _PREDICTIONS),
+        "variance_type": ("variance", _VARIANCES),
+    }
+    plain = {
+        "num_train_timesteps": "timesteps",
+        "beta_start": "beta_start",
+        "beta_end": "beta_end",
+        "clip_sample": "clip",
+    }
+    # diffusers' own defaults, where the file is silent
+    config = {"variance": "fixed-small"}
+    for key, value in data.items():
+        if key in translations:
+            name, table = translations[key]
+            if not isinstance(value, str) or value not in table:
+                raise InputError(f"{where}: {key} is {value!r}; it must be one of {', '.join(table)}")
+            config[name] = table[value]
+        elif key in plain:
+            config[plain[key]] = value
+        elif key in _FIXED and value not in (None, _FIXED[key]):
+            raise InputError(f"{where}: {key} is {value!r}; only {_FIXED[key]!r} is supported")
+        elif key not in _FIXED and key not in _IGNORED and not key.startswith("_"):
+            raise InputError(f"{where}: unknown field {printable(key)[:100]!r}")
+    try:
+        return replace(DiffusionConfig(), **config)  # type: ignore[arg-type]
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _check_class(path: Path, data: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    name = data.get("_class_name", allowed[0])
+    if name not in allowed:
+        raise InputError(
+            f"{printable(path)}: _class_name is {printable(str(name))[:100]!r}; it must be one of {', '.join(allowed)}"
+        )
+
+
+def _key_of(table: Mapping[str, str], value: str) -> str:
+    return next(key for key, entry in table.items() if entry == value)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

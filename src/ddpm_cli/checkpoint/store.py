@@ -1,0 +1,233 @@
+"""The checkpoints of a run: staged beside their place, flushed, published by one rename; found again by verification."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ..config import DiffusionConfig, UNetConfig
+from ..errors import InputError, LockedError
+from ..files import disk_errors, printable, sync
+from . import weights
+from .layout import WEIGHTS, describe, read_json
+from .weights import Tensors
+
+SCHEMA = 1
+MANIFEST = "MANIFEST.json"
+_STAGED = ".tmp-"
+_RETIRED = ".trash-"
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All that a run is at one step.
+
+    Args:
+        step: optimizer steps done.
+        ema: state dict of the moving average; what samples are made from.
+        weights: state dict of the network being trained.
+        optimizer: Adam's moments, by name.
+        state: the JSON of train/state.json.
+    """
+
+    step: int
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    ema: Tensors
+    weights: Tensors
+    optimizer: Tensors
+    state: dict[str, Any]
+
+
+def publish(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
+    """Write ``checkpoints/step-XXXXXXXX``, whole or not at all, then retire all but the ``keep`` newest valid ones.
+
+    Returns:
+        the checkpoint's folder. If a valid one of this step is there already, nothing is written.
+
+    Raises:
+        DiskError: the disk is full or refuses otherwise. Earlier checkpoints are untouched.
+    """
+    final = _folder(run, snapshot.step)
+    if final.exists():
+        if _is_valid(final):
+            return final
+        _retire(final)
+    staged = final.parent / f"{_STAGED}{final.name}-{os.getpid()}"
+    with disk_errors(final):
+        try:
+            _write(staged, snapshot)
+            staged.rename(final)
+            sync(final.parent)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+    _prune(run, keep)
+    return final
+
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a warning for each newer one that does not.
+
+    Raises:
+        InputError: there are checkpoints, and not one is valid. A run is never started over in silence.
+    """
+    warnings = []
+    candidates = _checkpoints(run)
+    for folder in candidates:
+        try:
+            verify(folder)
+        except InputError as error:
+            warnings.append(f"skipping checkpoint {folder.name}: {error}")
+        else:
+            return folder, warnings
+    if candidates:
+        raise InputError(
+            f"none of the {len(candidates)} checkpoints in {printable(run / 'checkpoints')} is whole "
+            f"({warnings[0]}); restore one, or move the folder away to start over"
+        )
+    return None, warnings
+
+
+def verify(folder: Path) -> int:
+    """Compare every file of a checkpoint with its manifest.
+
+    Returns:
+        the checkpoint's step.
+
+    Raises:
+        InputError: a file is missing, cut or altered; the message names it.
+    """
+    manifest = read_json(folder / MANIFEST)
+    files, step = manifest.get("files"), manifest.get("step")
+    if manifest.get("schema") != SCHEMA or not isinstance(files, dict) or not isinstance(step, int):
+        raise InputError(f"{printable(folder / MANIFEST)} is not a manifest of schema {SCHEMA}")
+    if folder.name != f"step-{step:08d}" and folder.name.startswith("step-"):
+        raise InputError(f"{printable(folder)} holds the checkpoint of step {step}")
+    for name, entry in files.items():
+        path = folder / name
+        expected = entry if isinstance(entry, dict) else {}
+        if not path.is_file():
+            raise InputError(f"{printable(path)} is missing")
+        size = path.stat().st_size
+        if size != expected.get("size"):
+            raise InputError(f"{printable(path)} has {size} bytes; its manifest says {expected.get('size')}")
+        if _sha256(path) != expected.get("sha256"):
+            raise InputError(f"{printable(path)} was altered: its SHA-256 is not the manifest's")
+    return step
+
+
+def training_state(folder: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint's train/state.json."""
+    return read_json(folder / "train" / "state.json")
+
+
+@contextlib.contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold the run folder for this process; remove what killed trainers left behind.
+
+    Raises:
+        LockedError: another process holds it; the message names the process and its machine.
+        DiskError: the folder cannot be written.
+    """
+    with disk_errors(run):
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(run / ".lock", timeout=0, fallback_to_soft=False)
+        owner = run / ".lock-owner.json"
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise LockedError(
+                f"{_owner(owner)} is training in {printable(run)}; wait for it, stop it, or use another folder with -o"
+            ) from error
+    try:
+        with disk_errors(owner):
+            owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            for leftover in (run / "checkpoints").glob(".t*"):
+                if leftover.name.startswith((_STAGED, _RETIRED)):
+                    shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _write(staged: Path, snapshot: Snapshot) -> None:
+    documents = {**describe(snapshot.unet, snapshot.diffusion), "train/state.json": snapshot.state}
+    for folder in ("unet", "scheduler", "train"):
+        (staged / folder).mkdir(parents=True)
+    for name, document in documents.items():
+        _write_text(staged / name, json.dumps(document, indent=2) + "\n")
+    weights.write(staged / "unet" / WEIGHTS, snapshot.ema)
+    weights.write(staged / "train" / "model.safetensors", snapshot.weights)
+    weights.write(staged / "train" / "optimizer.safetensors", snapshot.optimizer)
+    files = {
+        path.relative_to(staged).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(staged.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"schema": SCHEMA, "step": snapshot.step, "files": files}
+    _write_text(staged / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    for folder in (*(staged / name for name in ("unet", "scheduler", "train")), staged):
+        sync(folder)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _prune(run: Path, keep: int) -> None:
+    valid = [folder for folder in _checkpoints(run) if _is_valid(folder)]
+    for folder in valid[max(keep, 1) :]:
+        _retire(folder)
+
+
+def _retire(folder: Path) -> None:
+    # A rename first, so that a checkpoint that is being deleted is never taken for one that is whole.
+    trash = folder.with_name(f"{_RETIRED}{folder.name}-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        folder.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _is_valid(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Folders named like checkpoints, newest step first."""
+    folders = [f for f in (run / "checkpoints").glob("step-*") if f.name[5:].isdecimal() and f.is_dir()]
+    return sorted(folders, key=lambda folder: int(folder.name[5:]), reverse=True)
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text())
+        return f"process {int(owner['pid'])} on {printable(str(owner['host']))}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

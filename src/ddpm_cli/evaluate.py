@@ -1,0 +1,130 @@
+"""The variational bound of a data set in bits/dim, as the paper's code computes it (Eq. 5, section 4.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import rng
+from .data import Images
+from .denoiser import Denoiser
+from .diffusion import bound
+from .diffusion.process import Diffusion, p_x_0, q_sample
+from .pixels import to_float
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Some terms of the bound: one pair of image and t an entry, (B,) each.
+
+    Args:
+        image: positions in the data set.
+        t: 1..T. The term of t = 1 is L_0, of t >= 2 L_{t-1}.
+        bits: the term, bits/dim.
+        mse: mean squared error of x_0_hat, on the scale [-1, 1].
+    """
+
+    image: npt.NDArray[np.int64]
+    t: npt.NDArray[np.int64]
+    bits: Floats
+    mse: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """The bound of n images, bits/dim: its parts as means over the images.
+
+    Args:
+        bits_per_dim: L = prior + rate + decoder, mean over images; ``stderr`` is its standard error over the images.
+        prior: L_T.
+        rate: sum of L_{t-1} over t = 2..T.
+        decoder: L_0.
+        per_image: (n,) L of each image.
+        terms: (T,) mean of the term of t = 1..T.
+        rmse: (T,) root of the mean squared error of x_0_hat at t = 1..T, on the scale 0..255.
+    """
+
+    bits_per_dim: float
+    stderr: float | None
+    prior: float
+    rate: float
+    decoder: float
+    per_image: Floats
+    terms: Floats
+    rmse: Floats
+
+
+@torch.inference_mode()
+def terms(
+    denoiser: Denoiser, d: Diffusion, images: Images, n: int, seed: int, batch_size: int, device: torch.device
+) -> Iterator[Terms]:
+    """Every term of the first n images: each pair (image, t) once, with its own noise, in batches of pairs.
+
+    Pairs go image by image with t ascending, so that one image keeps the device as busy as many. The noise of an image
+    is one stream over t, whatever the batch size.
+    """
+    T = d.schedule.T
+    _, height, width, channels = images.shape
+    stream = rng.generator(seed, "bound", 0)
+    for start in range(0, n * T, batch_size):
+        pairs = np.arange(start, min(start + batch_size, n * T))
+        image, t = pairs // T, pairs % T + 1
+        eps = np.empty((len(pairs), channels, height, width), np.float32)
+        for row, i, step in zip(eps, image, t, strict=True):
+            if step == 1:
+                stream = rng.generator(seed, "bound", int(i))
+            stream.standard_normal(out=row, dtype=np.float32)
+        x_0 = to_float(torch.from_numpy(images.take(image)).to(device)).permute(0, 3, 1, 2)
+        yield _terms(denoiser, d, x_0, image, t, torch.from_numpy(eps).to(device))
+
+
+@torch.inference_mode()
+def prior(d: Diffusion, images: Images, n: int, batch_size: int = 1024) -> Floats:
+    """L_T of the first n images, bits/dim, (n,)."""
+    parts = []
+    for start in range(0, n, batch_size):
+        x_0 = to_float(torch.from_numpy(images.take(np.arange(start, min(start + batch_size, n)))))
+        parts.append(bound.bits_per_dim(bound.prior_kl(d, x_0).double(), x_0[0].numel()).numpy())
+    return np.concatenate(parts)
+
+
+def summarise(prior_bits: Floats, term_bits: Floats, mse: Floats) -> Bound:
+    """Means over n images of L_T (n,), the terms (n, T) and the squared errors (n, T)."""
+    per_image = prior_bits + term_bits.sum(1)
+    n = len(per_image)
+    means = term_bits.mean(0)
+    return Bound(
+        bits_per_dim=float(per_image.mean()),
+        stderr=float(per_image.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+        prior=float(prior_bits.mean()),
+        rate=float(means[1:].sum()),
+        decoder=float(means[0]),
+        per_image=per_image,
+        terms=means,
+        rmse=127.5 * np.sqrt(mse.mean(0)),
+    )
+
+
+def _terms(
+    denoiser: Denoiser,
+    d: Diffusion,
+    x_0: torch.Tensor,
+    image: npt.NDArray[np.int64],
+    t: npt.NDArray[np.int64],
+    eps: torch.Tensor,
+) -> Terms:
+    x_0_hat = p_x_0(d, denoiser, q_sample(d.schedule, x_0, t, eps), t)
+    nats = bound.reverse_kl(d, x_0, x_0_hat, t).double()
+    first = torch.from_numpy(np.flatnonzero(t == 1)).to(x_0.device)
+    if len(first):
+        nats[first] = bound.decoder_nll(d, x_0[first], x_0_hat[first])
+    bits = bound.bits_per_dim(nats, x_0[0].numel())
+    mse = (x_0 - x_0_hat).square().flatten(1).mean(1)
+    return Terms(image, t, bits.cpu().numpy(), mse.double().cpu().numpy())
