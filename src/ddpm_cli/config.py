@@ -185,7 +185,7 @@ class UNetConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read diffusers' ``config.json``. Keys that start with ``_`` are notes; any other unknown key is refused."""
-        return _from_json(cls, {k: v for k, v in data.items() if not k.startswith("_")}, "network")
+        return _from_json(cls, data, "network", notes="_")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as diffusers writes them."""
@@ -266,6 +266,8 @@ class TrainConfig:
         check("warmup", _is_int(self.warmup, 0, 2**40), "a whole number from 0 on")
         check("ema", _is_number(self.ema, 0, 1) and self.ema < 1, "a number from 0 to below 1")
         check("grad_clip", _is_number(self.grad_clip, 0, 1e9) and self.grad_clip > 0, "a number above 0")
+        for name in ("ema_warmup", "flip"):
+            check(name, isinstance(getattr(self, name), bool), "true or false")
         check("seed", _is_int(self.seed, 0, 2**63 - 1), "a whole number from 0 on")
         check("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
 
@@ -287,7 +289,11 @@ class TrainConfig:
         return asdict(self)
 
 
-def _from_json(cls: type[C], data: Mapping[str, Any], where: str) -> C:
+def _from_json(cls: type[C], data: Mapping[str, Any], where: str, notes: str | None = None) -> C:
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where}: the configuration is {data!r}; it must be a JSON object")
+    if notes:
+        data = {name: value for name, value in data.items() if not name.startswith(notes)}
     known = {field.name for field in fields(cls)}
     unknown = sorted(set(data) - known)
     if unknown:

@@ -27,7 +27,8 @@ class Denoiser:
     def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         with self._autocast(x_t.device.type):
-            return self.unet(x_t, t - 1).float()
+            output: torch.Tensor = self.unet(x_t, t - 1)
+        return output.float()
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -75,5 +76,3 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         has = torch.cpu.get_capabilities()
         in_hardware = device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
     return "bf16" if name == "bf16" or in_hardware else "fp32"
-
-

@@ -121,10 +121,9 @@ def _terms(
     eps: torch.Tensor,
 ) -> Terms:
     x_0_hat = p_x_0(d, denoiser, q_sample(d.schedule, x_0, t, eps), t)
-    nats = bound.reverse_kl(d, x_0, x_0_hat, t).double()
-    first = torch.from_numpy(np.flatnonzero(t == 1)).to(x_0.device)
-    if len(first):
-        nats[first] = bound.decoder_nll(d, x_0[first], x_0_hat[first])
-    bits = bound.bits_per_dim(nats, x_0[0].numel())
     mse = (x_0 - x_0_hat).square().flatten(1).mean(1)
-    return Terms(image, t, bits.cpu().numpy(), mse.double().cpu().numpy())
+    nats = bound.reverse_kl(d, x_0, x_0_hat, t).cpu().double()  # on the host: not every device has float64
+    first = np.flatnonzero(t == 1)
+    if len(first):
+        nats[first] = bound.decoder_nll(d, x_0[first].cpu(), x_0_hat[first].cpu())
+    return Terms(image, t, bound.bits_per_dim(nats, x_0[0].numel()).numpy(), mse.cpu().double().numpy())

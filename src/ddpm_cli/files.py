@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,30 +42,33 @@ def check_output(path: Path, *, force: bool) -> None:
         ArgumentError: the file is there already.
         DiskError: it could not be written.
     """
-    if path.is_dir():
-        raise ArgumentError(f"{printable(path)} is a folder; give the name of a file in it")
-    if path.exists() and not force:
-        raise ArgumentError(f"{printable(path)} exists already; give another name with -o, or --force to overwrite it")
-    folder = path.parent
-    if not folder.is_dir():
-        raise DiskError(f"cannot write {printable(path)}: there is no folder {printable(folder)}; make it first")
-    if not os.access(folder, os.W_OK):
-        raise DiskError(f"cannot write {printable(path)}: permission denied")
+    name, folder = printable(path), path.parent
+    with disk_errors(path):  # a name that is too long, or a folder that may not be searched
+        if path.is_dir():
+            raise ArgumentError(f"{name} is a folder; give the name of a file in it")
+        if path.exists() and not path.is_file():
+            raise ArgumentError(f"{name} is a device or a pipe, not a file; use -o - and redirect stdout to it")
+        if path.exists() and not force:
+            raise ArgumentError(f"{name} exists already; give another name with -o, or --force to overwrite it")
+        if not folder.is_dir():
+            raise DiskError(f"cannot write {name}: there is no folder {printable(folder)}; make it first")
+        if not os.access(folder, os.W_OK):
+            read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+            raise DiskError(f"cannot write {name}: {_REASONS[errno.EROFS if read_only else errno.EACCES]}")
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` by way of a temporary file beside it, flushed to the disk, and one rename."""
     with disk_errors(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(0o666 & ~_umask())
-            Path(name).replace(path)
+            temporary.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -81,9 +84,3 @@ def sync(path: Path) -> None:
 def printable(name: str | Path) -> str:
     """A name from the outside world with control and unprintable characters escaped, safe for any terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(name))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,8 +5,10 @@ Importing this module does not import torch; `to_float` and `to_levels` take num
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from .errors import InputError
+from .files import printable
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +28,22 @@ if TYPE_CHECKING:
     X = TypeVar("X", npt.NDArray[Any], torch.Tensor)
 
 Pixels = npt.NDArray[np.uint8]
+P = TypeVar("P", npt.NDArray[np.uint8], npt.NDArray[Any])
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_FILE_BYTES = 256 * 2**20
 MAX_SIDE = 16384
 BACKGROUND = 255  # transparent pixels are put on white
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow bounds decompression by the number of pixels; past it we refuse rather than warn.
 Image.MAX_IMAGE_PIXELS = MAX_SIDE * MAX_SIDE // 2
@@ -75,13 +89,13 @@ class Raster:
     @property
     def has_alpha(self) -> bool:
         """Whether any pixel is not opaque; an alpha channel of opaque pixels does not count."""
-        has_channel = self.pixels.shape[2] in (2, 4)
-        return has_channel and bool((self.pixels[:, :, -1] < self.levels).any())
+        translucent = self.pixels[:, :, -1] < self.levels
+        return self.pixels.shape[2] in (2, 4) and bool(translucent.any())
 
     @property
     def is_grey(self) -> bool:
         """Whether the image is stored without colour."""
-        return self.pixels.shape[2] <= 2
+        return bool(self.pixels.shape[2] <= 2)
 
 
 def decode(file: str | Path | IO[bytes]) -> Raster:
@@ -96,9 +110,9 @@ def decode(file: str | Path | IO[bytes]) -> Raster:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 if max(image.size) > MAX_SIDE:
-                    raise InputError(f"{image.width}x{image.height} pixels is more than {MAX_SIDE} a side")
+                    raise InputError(f"more than {MAX_SIDE} pixels a side ({image.width}x{image.height})")
                 note = _losses(image)
-                return Raster(_array(ImageOps.exif_transpose(image)), note)
+                return Raster(_array(upright(image)), note)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -107,9 +121,19 @@ def decode(file: str | Path | IO[bytes]) -> Raster:
         raise InputError(f"more than {MAX_SIDE}x{MAX_SIDE // 2} pixels") from error
     except MemoryError as error:
         raise InputError("not enough memory to decode it") from error
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, IndexError, TypeError, KeyError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error) as error:
         # Pillow's decoders meet damaged files with any of these.
         raise InputError(f"damaged image ({error})") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says that it is to be seen. EXIF data that cannot be read say nothing."""
+    image.load()
+    orientation = None
+    with contextlib.suppress(Exception):
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def to_channels(raster: Raster, channels: int) -> Pixels:
@@ -147,8 +171,21 @@ def encode_png(image: Image.Image, text: Mapping[str, str] | None = None) -> byt
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
+    image.save(buffer, "PNG", pnginfo=info, compress_level=3)  # noise packs no better at 6, and takes twice as long
     return buffer.getvalue()
+
+
+def decode_text(path: Path) -> dict[str, str]:
+    """The text chunks of a PNG file.
+
+    Raises:
+        InputError: not a PNG, or damaged.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{printable(path)} is not a PNG that can be read") from error
 
 
 def grid_shape(n: int) -> tuple[int, int]:
@@ -157,11 +194,12 @@ def grid_shape(n: int) -> tuple[int, int]:
     return math.ceil(n / columns), columns
 
 
-def grid(images: Pixels, rows: int, columns: int, *, scale: int = 1, gap: int = 2) -> Pixels:
+def grid(images: P, rows: int, columns: int, *, scale: int = 1, gap: int = 2) -> P:
     """Images (N, H, W, C) on one sheet, row by row, each pixel ``scale`` wide; white between and in empty cells."""
     n, height, width, channels = images.shape
     height, width = height * scale, width * scale
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    shape = rows * (height + gap) + gap, columns * (width + gap) + gap, channels
+    sheet = np.full(shape, np.iinfo(images.dtype).max, images.dtype)
     for index in range(min(n, rows * columns)):
         top = gap + index // columns * (height + gap)
         left = gap + index % columns * (width + gap)
@@ -181,6 +219,8 @@ def _losses(image: Image.Image) -> str:
         notes.append("only the first frame is used")
     if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", "")):
         notes.append("16 bits a channel reduced to 8")
+    if image.mode.startswith("I") and "transparency" in image.info:
+        notes.append("the level that stands for transparent in 16-bit grey is ignored")
     return ", ".join(notes)
 
 

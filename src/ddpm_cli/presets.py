@@ -129,9 +129,10 @@ def choose_preset(name: str, size: tuple[int, int], *, accelerated: bool) -> str
         return name
     if not accelerated:
         return "tiny"
-    if min(size) <= 16:
-        return "small"
-    return "cifar10" if max(size) <= 64 else "256"
+    paper = paper_preset(size)
+    halvings = len(PRESETS[paper].channels) - 1
+    fits = min(size) > 16 and all(side % 2**halvings == 0 for side in size)
+    return paper if fits else "small"
 
 
 def paper_preset(size: tuple[int, int]) -> str:

@@ -28,7 +28,7 @@ def normal(shape: tuple[int, ...], seed: int, purpose: str, *index: int) -> Floa
 
 
 def normal_batch(shape: tuple[int, ...], seed: int, purpose: str, indices: list[tuple[int, ...]]) -> Float32:
-    """Standard normal noise (B, *shape), row b drawn for ``indices[b]``: independent of how rows are batched."""
+    """Standard normal noise ``(B, *shape)``, row b drawn for ``indices[b]``: independent of how rows are batched."""
     noise = np.empty((len(indices), *shape), dtype=np.float32)
     for row, index in zip(noise, indices, strict=True):
         generator(seed, purpose, *index).standard_normal(out=row, dtype=np.float32)

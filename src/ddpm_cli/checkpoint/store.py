@@ -1,17 +1,17 @@
-"""The checkpoints of a run: staged beside their place, flushed, published by one rename; found again by verification."""
+"""The checkpoints of a run: staged beside their place, flushed, published by one rename; found by verification."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import filelock
 
@@ -19,11 +19,14 @@ from ..config import DiffusionConfig, UNetConfig
 from ..errors import InputError, LockedError
 from ..files import disk_errors, printable, sync
 from . import weights
-from .layout import WEIGHTS, describe, read_json
+from .layout import WEIGHTS, describe, read_json, read_model
 from .weights import Tensors
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 _STAGED = ".tmp-"
 _RETIRED = ".trash-"
 
@@ -36,8 +39,8 @@ class Snapshot:
         step: optimizer steps done.
         ema: state dict of the moving average; what samples are made from.
         weights: state dict of the network being trained.
-        optimizer: Adam's moments, by name.
-        state: the JSON of train/state.json.
+        optimizer: Adam's moments, as ``<parameter>.exp_avg`` and ``<parameter>.exp_avg_sq``.
+        loss_sum: of the losses since the last report, and ``loss_count`` how many.
     """
 
     step: int
@@ -46,7 +49,8 @@ class Snapshot:
     ema: Tensors
     weights: Tensors
     optimizer: Tensors
-    state: dict[str, Any]
+    loss_sum: float
+    loss_count: int
 
 
 def publish(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
@@ -76,27 +80,29 @@ def publish(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
     return final
 
 
-def newest(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and a warning for each newer one that does not.
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint that verifies, or None where there is none yet. Each newer one that does not is warned of.
 
     Raises:
         InputError: there are checkpoints, and not one is valid. A run is never started over in silence.
     """
-    warnings = []
+    reasons = []
     candidates = _checkpoints(run)
     for folder in candidates:
         try:
             verify(folder)
         except InputError as error:
-            warnings.append(f"skipping checkpoint {folder.name}: {error}")
+            reasons.append(str(error))
         else:
-            return folder, warnings
+            for reason in reasons:
+                log.warning("skipping a damaged checkpoint: %s", reason)
+            return folder
     if candidates:
         raise InputError(
             f"none of the {len(candidates)} checkpoints in {printable(run / 'checkpoints')} is whole "
-            f"({warnings[0]}); restore one, or move the folder away to start over"
+            f"({reasons[0]}); restore one, or move the folder away to start over"
         )
-    return None, warnings
+    return None
 
 
 def verify(folder: Path) -> int:
@@ -127,9 +133,29 @@ def verify(folder: Path) -> int:
     return step
 
 
-def training_state(folder: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint's train/state.json."""
-    return read_json(folder / "train" / "state.json")
+def read_snapshot(folder: Path) -> Snapshot:
+    """Read back all that `publish` wrote, from a checkpoint that verifies.
+
+    Raises:
+        InputError: a file is missing or does not fit the others.
+    """
+    model = read_model(folder, str(folder))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.weights.items()}
+    moments = {f"{name}.{moment}": shape for name, shape in shapes.items() for moment in MOMENTS}
+    state = read_json(folder / "train" / "state.json")
+    step, loss_sum, loss_count = (state.get(key) for key in ("step", "loss_sum", "loss_count"))
+    if not (isinstance(step, int) and isinstance(loss_sum, float) and isinstance(loss_count, int)):
+        raise InputError(f"{printable(folder)}/train/state.json lacks step, loss_sum or loss_count")
+    return Snapshot(
+        step=step,
+        unet=model.unet,
+        diffusion=model.diffusion,
+        ema=model.weights,
+        weights=weights.read(folder / "train" / "model.safetensors", shapes),
+        optimizer=weights.read(folder / "train" / "optimizer.safetensors", moments),
+        loss_sum=loss_sum,
+        loss_count=loss_count,
+    )
 
 
 @contextlib.contextmanager
@@ -162,7 +188,8 @@ def run_lock(run: Path) -> Iterator[None]:
 
 
 def _write(staged: Path, snapshot: Snapshot) -> None:
-    documents = {**describe(snapshot.unet, snapshot.diffusion), "train/state.json": snapshot.state}
+    state = {"step": snapshot.step, "loss_sum": snapshot.loss_sum, "loss_count": snapshot.loss_count}
+    documents = {**describe(snapshot.unet, snapshot.diffusion), "train/state.json": state}
     for folder in ("unet", "scheduler", "train"):
         (staged / folder).mkdir(parents=True)
     for name, document in documents.items():
@@ -177,8 +204,8 @@ def _write(staged: Path, snapshot: Snapshot) -> None:
     }
     manifest = {"schema": SCHEMA, "step": snapshot.step, "files": files}
     _write_text(staged / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    for folder in (*(staged / name for name in ("unet", "scheduler", "train")), staged):
-        sync(folder)
+    for name in ("unet", "scheduler", "train", "."):
+        sync(staged / name)
 
 
 def _write_text(path: Path, text: str) -> None:

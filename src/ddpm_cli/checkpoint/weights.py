@@ -16,7 +16,7 @@ from ..errors import DiskError, InputError
 from ..files import disk_errors, printable, sync
 
 MAX_HEADER_BYTES = 2**20
-FLOAT_DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
+FLOAT_DTYPES = ("F32", "F16", "BF16")
 
 # diffusers before 0.15 called the attention's four matrices by these names; the public google/ddpm-* files still do.
 LEGACY_NAMES = {
@@ -78,7 +78,7 @@ def _check_header(path: Path, expected: Shapes) -> list[str]:
             raise InputError(f"{where}: tensor {printable(name)[:100]} does not belong to this network")
         dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
         if dtype not in FLOAT_DTYPES:
-            raise InputError(f"{where}: tensor {name} has dtype {printable(str(dtype))[:20]}, not one of F32, F16, BF16")
+            raise InputError(f"{where}: tensor {name} has dtype {printable(str(dtype))[:20]}, none of F32, F16, BF16")
         if shape != list(expected[name]):
             raise InputError(f"{where}: tensor {name} has shape {shape}, the network's is {list(expected[name])}")
     return list(header)

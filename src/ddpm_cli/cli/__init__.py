@@ -1,0 +1,111 @@
+"""The command line: a group that imports a command only when it is used, and the one place where errors end.
+
+Nothing here or at the top of a command's module imports torch, so that help and ``ddpm noise`` are immediate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from .. import __version__
+from ..errors import DdpmError
+
+COMMANDS = {
+    "train": "Train a model on your own images (Algorithm 1).",
+    "sample": "Make images from a model (Algorithm 2, or DDIM).",
+    "noise": "Add the forward process's noise to an image (Eq. 2 and 4).",
+    "eval-bpd": "Measure a model in bits/dim on images (Eq. 5).",
+}
+
+EPILOG = """\b
+Examples:
+  ddpm train ./images                 learn from a folder; the result is in ./ddpm-out
+  ddpm sample -n 64 -o grid.png       64 new images on one sheet
+  ddpm noise photo.png --t 500        what the network sees at t = 500
+  ddpm eval-bpd ./images --limit 100  how well it compresses, in bits/dim
+"""
+
+
+class LazyGroup(click.Group):
+    """Commands by name, each imported from the module of its name when it is first needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "DDPM",
+        "max_content_width": 100,
+    },
+    epilog=EPILOG,
+)
+@click.version_option(__version__, prog_name="ddpm")
+def group() -> None:
+    """Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel 2020) on your own images.
+
+    Every command has examples in its help: ddpm train --help. Results go to stdout, all else to stderr.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code (see docs/exit-codes.md)."""
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line; every error ends here, as one line on stderr and an exit code."""
+    try:
+        code = group.main(args, prog_name="ddpm", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _say("error: interrupted")
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except DdpmError as error:
+        _trace()
+        _say(f"error: {error}")
+        return error.exit_code
+    except Exception as error:
+        _trace()
+        _say(f"unexpected error: {type(error).__name__}: {error}\nDDPM_DEBUG=1 shows where; please report it")
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _trace() -> None:
+    if os.environ.get("DDPM_DEBUG") == "1":
+        traceback.print_exc()
+
+
+def _say(text: str) -> None:
+    from ..files import printable
+
+    with contextlib.suppress(OSError, ValueError):
+        print("\n".join(printable(line) for line in text.split("\n")), file=sys.stderr, flush=True)

@@ -1,0 +1,137 @@
+"""The options that several commands share, and the types of their values. No torch."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import ArgumentError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SizeType(click.ParamType[tuple[int, int]]):
+    """``32`` or ``64x48`` (height x width) as (height, width)."""
+
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", str(value).strip().lower())
+        if not match or "0" in (match[1].lstrip("0") or "0", (match[2] or "1").lstrip("0") or "0"):
+            self.fail(f"{value!r} is no size; give a number such as 32, or height x width such as 64x48", param, ctx)
+        height = int(match[1])
+        return height, int(match[2]) if match[2] else height
+
+
+class GridType(SizeType):
+    """``4x16`` as (rows, columns)."""
+
+    name = "RxC"
+
+
+class DurationType(click.ParamType[float]):
+    """``90``, ``90s``, ``4m``, ``1.5h`` or ``2d`` as seconds."""
+
+    name = "TIME"
+    _units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip().lower())
+        if not match or float(match[1]) == 0:
+            self.fail(f"{value!r} is no length of time; give seconds, or 90s, 4m, 1.5h, 2d", param, ctx)
+        return float(match[1]) * self._units[match[2]]
+
+
+class IntList(click.ParamType[tuple[int, ...]]):
+    """``0,250,500`` as a tuple of whole numbers."""
+
+    name = "T[,T...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers such as 500 or 0,250,500", param, ctx)
+
+
+def model_option(command: F) -> F:
+    """-m/--model."""
+    return click.option(
+        "-m",
+        "--model",
+        envvar="DDPM_MODEL",
+        metavar="MODEL",
+        help="A run folder, a checkpoint, a folder of diffusers' layout, or builtin:digits.  "
+        "[default: ./ddpm-out if it is there, else builtin:digits]",
+    )(command)
+
+
+def seed_option(command: F) -> F:
+    """--seed."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        show_default=True,
+        help="Names all randomness: the same seed gives the same result.",
+    )(command)
+
+
+def machine_options(command: F) -> F:
+    """--device and --precision."""
+    command = click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16"]),
+        default="auto",
+        show_default=True,
+        help="Of convolutions and matrix products; auto is bf16 where the hardware has it.",
+    )(command)
+    return click.option(
+        "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."
+    )(command)
+
+
+def force_option(command: F) -> F:
+    """--force."""
+    return click.option("--force", is_flag=True, help="Overwrite the output if it exists.")(command)
+
+
+def verbosity_options(command: F) -> F:
+    """-q and -v, as one value ``verbosity``: -1, 0 or 1."""
+    command = click.option("-v", "--verbose", "verbosity", flag_value=1, type=int, help="Say more.")(command)
+    return click.option(
+        "-q", "--quiet", "verbosity", flag_value=-1, type=int, default=0, help="Only errors and results."
+    )(command)
+
+
+def write_stdout(data: bytes) -> None:
+    """Bytes to stdout, unless that is a terminal.
+
+    Raises:
+        ArgumentError: stdout is a terminal, which binary data would garble.
+    """
+    refuse_terminal()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def refuse_terminal() -> None:
+    """Refuse ``-o -`` where stdout is a terminal; called before the work."""
+    if sys.stdout.isatty():
+        raise ArgumentError("-o - writes image bytes, which a terminal cannot show; pipe them, or name a file")
+
+
+def put(path: Path) -> None:
+    """A path as a result on stdout."""
+    click.echo(str(path).encode("utf-8", "surrogateescape"))

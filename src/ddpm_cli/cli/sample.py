@@ -1,0 +1,84 @@
+"""``ddpm sample``: the reverse process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    GridType,
+    force_option,
+    machine_options,
+    model_option,
+    put,
+    verbosity_options,
+    write_stdout,
+)
+
+EPILOG = """\b
+Examples:
+  ddpm sample -n 64 -o grid.png                        one sheet
+  ddpm sample -n 1000 -o samples/                      a file for each image
+  ddpm sample --sampler ddim --steps 50 -o quick.png   20 times faster
+  ddpm sample -n 16 -o chain.gif                       watch the reverse process
+  ddpm sample -n 5000 -o samples.npz                   raw uint8 (N, H, W, C)
+  ddpm sample --like grid.png -o again.png             the same images once more
+"""
+
+
+@click.command("sample", epilog=EPILOG)
+@model_option
+@click.option("-n", "n", type=click.IntRange(1, 10_000_000), help="How many images.  [default: 16]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, allow_dash=True),
+    default="grid.png",
+    show_default=True,
+    help="A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif or .webp (the chain), or - "
+    "(PNG on stdout).",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Image i of a seed is always the same.  [default: 0]")
+@click.option("--sampler", type=click.Choice(["ddpm", "ddim"]), help="ddpm is Algorithm 2.  [default: ddpm]")
+@click.option("--steps", type=click.IntRange(1), help="Of the reverse chain.  [default: all T; ddim: 50]")
+@click.option("--eta", type=click.FloatRange(0, 1), help="Noise of ddim, 0 none, 1 as Algorithm 2.  [default: 0]")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
+@click.option("--grid", "cells", type=GridType(), help="Rows x columns of the sheet.  [default: nearly square]")
+@click.option("--scale", type=click.IntRange(1, 64), help="Enlarge pixels on a sheet.  [default: tiles of 32 or more]")
+@click.option(
+    "--like", type=click.Path(path_type=Path, dir_okay=False), help="Take every setting not given from this PNG."
+)
+@machine_options
+@force_option
+@verbosity_options
+def command(
+    output: Path,
+    like: Path | None,
+    cells: tuple[int, int] | None,
+    batch_size: int,
+    device: str,
+    precision: str,
+    force: bool,
+    verbosity: int,
+    **options: Any,
+) -> None:
+    """Make images with a model: Algorithm 2 over all T steps, or DDIM over a few.
+
+    Image i of a seed does not depend on how many images are made, or on the batch size. PNGs carry their settings,
+    and --like makes the same again from them.
+    """
+    from ..recipe import Recipe
+    from ..ui.console import Screen, log_to
+    from .sampling import sample
+
+    screen = Screen(verbosity)
+    log_to(screen)
+    options["rows"], options["columns"] = cells or (None, None)
+    options["precision"] = None if precision == "auto" else precision
+    if cells and options["n"] is None:
+        options["n"] = cells[0] * cells[1]
+    recipe = (Recipe.from_png(like) if like else Recipe()).overridden(options)
+    for result in sample(recipe, output, screen, batch_size=batch_size, device=device, force=force):
+        write_stdout(result) if isinstance(result, bytes) else put(result)

@@ -1,0 +1,167 @@
+"""What ``ddpm train`` does once its options are known: look at the images, say what will be done, do it, show it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..checkpoint import StoredModel
+from ..data import Images
+from ..denoiser import choose_device
+from ..model import read
+from ..plan import Cost, Plan, TrainOptions, cost, plan
+from ..run import Progress, check_folder, run
+from ..ui.console import Screen, as_json, duration, size
+from .images import open_images
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``ddpm train``, as the user gave it."""
+
+    images: str
+    folder: Path
+    size: tuple[int, int] | None
+    channels: int | None
+    start: str | None
+    device: str
+    options: TrainOptions
+
+    def run(self, screen: Screen, *, dry_run: bool, as_json: bool) -> int:
+        """Do it; returns the exit code: 0, or 128 + the signal that stopped it after a clean save."""
+        device = choose_device(self.device)
+        start = read(self.start) if self.start else None
+        images = self._open(screen, start, device.type)
+        what = plan(self.options, self.images, images.shape, images.digest, start, device)
+        check_folder(self.folder, what.config)
+        price = cost(what, device)
+        self._announce(screen, images, what, price, str(device))
+        if dry_run:
+            _print_json(_as_dict(what, price)) if as_json else None
+            return 0
+        with stopping() as interruption:
+            progress = run(
+                self.folder,
+                what.config,
+                what.cadence,
+                images,
+                device,
+                start.weights if start else None,
+                interruption.event,
+            )
+            last = self._follow(screen, progress, what)
+        if as_json:
+            _print_json({"step": last.step, "checkpoint": str(last.checkpoint), "run": str(self.folder)})
+        return self._conclude(screen, last, what, interruption.signal)
+
+    def _open(self, screen: Screen, start: StoredModel | None, device: str) -> Images:
+        size, channels = self.size, self.channels
+        if start is not None:
+            size = size or start.unet.size
+            channels = channels or start.unet.in_channels
+        return open_images(self.images, screen, size=size, channels=channels, limit=32 if device == "cpu" else 64)
+
+    def _announce(self, screen: Screen, images: Images, what: Plan, price: Cost, device: str) -> None:
+        n, height, width, channels = images.shape
+        config, cadence = what.config, what.cadence
+        colours = {1: "grey", 3: "RGB", 4: "RGBA"}[channels]
+        name = f"fine-tuned from {self.start}" if self.start else what.preset
+        widths = ", ".join(map(str, config.unet.block_out_channels))
+        batch = config.train.batch_size
+        rows = [
+            ("images", f"{n:,} of {height}x{width}, {colours}, from {self.images}"),
+            ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
+            ("device", f"{device}, {config.train.precision}"),
+            ("memory", f"about {size(price.memory)}"),
+            ("time", f"about {duration(price.total_seconds)} for {cadence.steps:,} steps of {batch} images"),
+        ]
+        if cadence.max_time is not None:
+            rows.append(("limit", f"{duration(cadence.max_time)} (--max-time)"))
+        if what.preset != price.paper_preset:
+            rows.append(
+                ("paper", f"its {price.paper_preset} run would take about {duration(price.paper_seconds)} here")
+            )
+        rows.append(("output", str(self.folder.absolute())))
+        screen.table(rows)
+        if n < batch:
+            screen.say(f"fewer images than a batch has places ({batch}): each step shows images more than once")
+
+    def _follow(self, screen: Screen, progress: Iterator[Progress], what: Plan) -> Progress:
+        first = last = next(progress)
+        if first.step:
+            screen.say(f"going on from step {first.step:,}")
+        checkpoint = None
+        for last in screen.progress(
+            progress,
+            what.cadence.steps,
+            "training",
+            start=first.step,
+            amount=lambda event: int(event.advanced),
+            note=_note,
+        ):
+            checkpoint = last.checkpoint or checkpoint
+            if last.preview:
+                screen.detail(f"step {last.step:,}: preview {last.preview}")
+            if last.checkpoint:
+                screen.detail(f"step {last.step:,}: saved {last.checkpoint}")
+        return Progress(last.step, checkpoint=checkpoint)
+
+    def _conclude(self, screen: Screen, last: Progress, what: Plan, received: int | None) -> int:
+        steps = what.cadence.steps
+        if last.step >= steps:
+            screen.say(f"done: {last.step:,} steps; more with --steps {2 * steps}")
+        else:
+            screen.say(f"stopped at step {last.step:,} of {steps:,}, saved; give the same command again to go on")
+        screen.say(f"ddpm sample -m {self.folder} -n 64 -o grid.png")
+        return 0 if received is None else 128 + received
+
+
+@dataclass
+class Interruption:
+    """Which signal came, if any, and the event that it sets."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    signal: int | None = None
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Interruption]:
+    """Within, the first SIGINT, SIGTERM or SIGHUP asks to save and stop; the second ends the process at once."""
+    interruption = Interruption()
+
+    def handle(number: int, _: Any) -> None:
+        if interruption.signal is not None:
+            os._exit(128 + number)
+        interruption.signal = number
+        interruption.event.set()
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _note(event: Progress) -> str | None:
+    if event.report is None:
+        return None
+    return f"loss {event.report.loss:.4f}, {event.report.images_per_second:.0f} images/s"
+
+
+def _as_dict(what: Plan, price: Cost) -> dict[str, Any]:
+    return {"preset": what.preset, **what.config.to_json(), "cadence": asdict(what.cadence), "cost": asdict(price)}
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    click.echo(as_json(data))

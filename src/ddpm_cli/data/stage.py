@@ -1,0 +1,45 @@
+"""Work that takes a while and says how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Stage(Generic[T]):
+    """A piece of work with a result. Iterating over it does the work and yields how much was done, a part of ``total``.
+
+    ``for amount in stage: ...`` and then ``stage.result()``; or only ``stage.result()``, which does what is left.
+
+    Args:
+        label: what is being done, for people.
+        total: what the amounts add up to; 0 if the result was there already.
+    """
+
+    def __init__(self, label: str, total: int, work: Generator[int, None, T]) -> None:
+        self.label = label
+        self.total = total
+        self._work = work
+        self._result: list[T] = []
+
+    def __iter__(self) -> Iterator[int]:
+        if not self._result:
+            self._result = [(yield from self._work)]
+
+    def result(self) -> T:
+        """The result; what is left of the work is done first."""
+        for _ in self:
+            pass
+        return self._result[0]
+
+
+def finished(label: str, result: T) -> Stage[T]:
+    """A stage whose result was there already."""
+
+    def work() -> Generator[int, None, T]:
+        return result
+        yield 0
+
+    return Stage(label, 0, work())

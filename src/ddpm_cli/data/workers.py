@@ -1,0 +1,283 @@
+"""Chunks of images looked at or packed by several processes, each of which imports numpy and PIL only.
+
+The processes are started with a plain command, not with `multiprocessing`: that would import the caller's main module
+into each of them, which fails for a program read from stdin and runs a script without a ``__main__`` guard again.
+Requests go to a process's stdin, one line of JSON with the chunk's content behind it; a line of JSON comes back from
+its stdout. A process whose stdin ends, because its parent is done or dead, ends too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+from ..errors import DdpmError, InputError
+from ..files import printable
+from ..pixels import Pixels
+from .find import Opener, opener
+from .fit import fit, look
+from .source import Chunk
+
+MAX_WORKERS = 32
+# What one process does in about this many seconds is not worth the start of others.
+_START_SECONDS = 0.5
+_SECONDS_PER_IMAGE = 2e-4
+_SECONDS_PER_BYTE = 2e-8
+
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ddpm_cli.data.workers import main; main()"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with every chunk: a look if there is no ``target``, else packing.
+
+    Args:
+        kind: of the source.
+        path: of the source.
+        target: file that image number i is written into, at i times its size.
+        size: (height, width) of the images there.
+        channels: of the images there.
+    """
+
+    kind: str
+    path: str
+    target: str | None = None
+    size: tuple[int, int] = (0, 0)
+    channels: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a chunk.
+
+    Args:
+        looks: for a look, (height, width, grey, transparent, notes) of each image that can be read.
+        problems: (index in the chunk, why) of each image that cannot.
+        notes: for packing, how often something was done that the user should know.
+        refused: why the source as a whole cannot be read.
+        disk: number of the error that the target met.
+    """
+
+    looks: tuple[tuple[int, int, bool, bool, list[str]], ...] = ()
+    problems: tuple[tuple[int, str], ...] = ()
+    notes: dict[str, int] | None = None
+    refused: str | None = None
+    disk: int | None = None
+
+
+Work = Callable[[Chunk], Reply]
+Done = Generator[tuple[Chunk, Reply], None, None]
+
+
+def run(task: Task, chunks: Iterator[Chunk], workers: int) -> Iterator[tuple[Chunk, Reply]]:
+    """Do the task on every chunk, in this process or in ``workers`` >= 2 others; in order of completion.
+
+    Raises:
+        InputError: the source as a whole cannot be read.
+        OSError: the target cannot be written.
+    """
+    done = _in_processes(task, chunks, workers) if workers > 1 else _here(task, chunks)
+    with contextlib.closing(done):
+        for chunk, reply in done:
+            if reply.refused is not None:
+                raise InputError(reply.refused)
+            if reply.disk is not None:
+                raise OSError(reply.disk, os.strerror(reply.disk))
+            yield chunk, reply
+
+
+def count_workers(count: int | None, nbytes: int, wanted: int | None = None) -> int:
+    """How many processes suit so many images of so many bytes in all; 1 means this one alone."""
+    if wanted is not None:
+        return wanted
+    seconds = (count or 0) * _SECONDS_PER_IMAGE + nbytes * _SECONDS_PER_BYTE
+    if seconds < _START_SECONDS:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS, 1 + int(seconds / _START_SECONDS))
+
+
+def main() -> None:
+    """What a worker process runs: a task from stdin, then chunks, with a reply to each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    # What libraries of C print is lost: it would get between the replies, or on the user's screen (libtiff explains
+    # there what is wrong with a damaged file, without its name). Python's own traceback is not.
+    if sys.stderr is not None:
+        sys.stderr = os.fdopen(os.dup(2), "w")
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    fields = json.loads(requests.readline() or "null")
+    if fields is None:
+        return
+    task = Task(**fields | {"size": tuple(fields["size"])})
+    with contextlib.suppress(BrokenPipeError), contextlib.closing(_here(task, _received(requests))) as done:
+        for _, reply in done:
+            replies.write(json.dumps(vars(reply)).encode() + b"\n")
+            replies.flush()
+
+
+def _here(task: Task, chunks: Iterator[Chunk]) -> Done:
+    with contextlib.ExitStack() as stack:
+        work, refused = None, ""
+        try:
+            work = stack.enter_context(_work(task))
+        except InputError as error:
+            refused = str(error)
+        for chunk in chunks:
+            yield chunk, work(chunk) if work else Reply(refused=refused)
+
+
+@contextlib.contextmanager
+def _work(task: Task) -> Iterator[Work]:
+    with opener(task.kind, task.path) as read:
+        if task.target is None:
+            yield lambda chunk: _look(read, chunk)
+            return
+        target = os.open(task.target, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield lambda chunk: _pack(read, chunk, target, task)
+        finally:
+            os.close(target)
+
+
+def _look(read: Opener, chunk: Chunk) -> Reply:
+    looks, problems = [], []
+    for index in range(len(chunk.names)):
+        try:
+            with read(chunk, index) as item:
+                seen = look(item)
+        except InputError as error:
+            problems.append((index, str(error)))
+        else:
+            looks.append((*seen.size, seen.grey, seen.transparent, list(seen.notes)))
+    return Reply(tuple(looks), tuple(problems))
+
+
+def _pack(read: Opener, chunk: Chunk, target: int, task: Task) -> Reply:
+    problems, notes = [], dict[str, int]()
+    for index in range(len(chunk.names)):
+        try:
+            with read(chunk, index) as item:
+                pixels, said = fit(item, task.size, task.channels)
+        except InputError as error:
+            problems.append((index, str(error)))
+            continue
+        for note in said:
+            notes[note] = notes.get(note, 0) + 1
+        try:
+            _write(target, pixels, (chunk.first + index) * pixels.nbytes)
+        except OSError as error:
+            return Reply(disk=error.errno)
+    return Reply(problems=tuple(problems), notes=notes)
+
+
+def _write(target: int, pixels: Pixels, offset: int) -> None:
+    data = memoryview(pixels.tobytes())
+    while data:
+        written = os.pwrite(target, data, offset)
+        data, offset = data[written:], offset + written
+
+
+class _Process:
+    """A worker process, and the chunk it is at."""
+
+    def __init__(self) -> None:
+        self.chunk: Chunk | None = None
+        # In a group of its own, a process is not met by what the terminal sends at Ctrl-C: the parent decides.
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            process_group=0,
+        )
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.requests, self.replies = self.popen.stdin, self.popen.stdout
+
+    def begin(self, task: Task) -> None:
+        self._send(json.dumps(asdict(task)).encode() + b"\n")
+
+    def send(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        header = vars(chunk) | {"blob": len(chunk.blob)}
+        self._send(json.dumps(header).encode() + b"\n" + chunk.blob)
+
+    def receive(self) -> tuple[Chunk, Reply]:
+        line = self.replies.readline()
+        if not line.endswith(b"\n"):
+            raise self._death()
+        chunk, self.chunk = self.chunk, None
+        assert chunk is not None
+        return chunk, Reply(**json.loads(line))
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.requests.write(data)
+            self.requests.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+
+    def end(self, *, now: bool) -> None:
+        if now:
+            self.popen.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self.requests.close()
+        self.replies.close()
+        self.popen.wait()
+
+    def _death(self) -> DdpmError:
+        code = self.popen.wait()
+        reason = f"was ended by signal {-code}, perhaps for want of memory" if code < 0 else f"ended with code {code}"
+        names = self.chunk.names if self.chunk else ()
+        where = f" at {printable(names[0])}" + (f" .. {printable(names[-1])}" if names[1:] else "") if names else ""
+        return DdpmError(f"a process that reads images {reason}{where}")
+
+
+def _in_processes(task: Task, chunks: Iterator[Chunk], workers: int) -> Done:
+    processes: list[_Process] = []
+    finished = False
+    try:
+        with selectors.DefaultSelector() as replies:
+            for _ in range(workers):
+                processes.append(process := _Process())
+                process.begin(task)
+                replies.register(process.replies, selectors.EVENT_READ, process)
+            idle = list(processes)
+            # One chunk ahead, so that it is at hand when a process becomes free; never more.
+            upcoming = next(chunks, None)
+            while upcoming is not None or len(idle) < workers:
+                if upcoming is not None and idle:
+                    idle.pop().send(upcoming)
+                    upcoming = next(chunks, None)
+                    continue
+                for key, _ in replies.select():
+                    process = key.data
+                    result = process.receive()
+                    idle.append(process)
+                    yield result
+        finished = True
+    finally:
+        for process in processes:
+            process.end(now=not finished)
+
+
+def _received(requests: IO[bytes]) -> Iterator[Chunk]:
+    while line := requests.readline():
+        header: dict[str, Any] = json.loads(line)
+        size = header.pop("blob")
+        blob = requests.read(size)
+        if len(blob) < size:
+            return
+        for name in ("names", "members", "sizes"):
+            header[name] = tuple(header[name])
+        yield Chunk(**header | {"blob": blob, "shape": tuple(header["shape"]) if header["shape"] else None})

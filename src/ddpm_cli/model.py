@@ -1,0 +1,196 @@
+"""``-m MODEL``: from what a user names to a model that samples and measures; also the Python API's `Model`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import evaluate, generate
+from .checkpoint import MANIFEST, StoredModel, is_model_folder, newest, read_model, verify
+from .config import DiffusionConfig, UNetConfig
+from .data import Images
+from .denoiser import Denoiser, choose_device, choose_precision
+from .diffusion.process import FROM_X_0, Diffusion, p_x_0
+from .diffusion.samplers import Step
+from .errors import ArgumentError, InputError
+from .files import printable
+from .generate import Sampling
+from .pixels import Pixels
+from .unet import build
+
+BUILTIN = "builtin:digits"
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained network, ready on a device, with the diffusion it was trained for.
+
+    Args:
+        source: what it was loaded from.
+        step: optimizer steps it was trained for, where known.
+        precision: of its convolutions and matrix products, ``fp32`` or ``bf16``.
+    """
+
+    source: str
+    step: int | None
+    unet_config: UNetConfig
+    diffusion_config: DiffusionConfig
+    diffusion: Diffusion
+    denoiser: Denoiser
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        return self.unet_config.in_channels, *self.unet_config.size
+
+    def describe(self) -> str:
+        """One line for people: images, parameters, training, diffusion, machine."""
+        C, H, W = self.shape
+        parameters = sum(p.numel() for p in self.denoiser.unet.parameters())
+        trained = "" if self.step is None else f", trained for {self.step} steps"
+        c = self.diffusion_config
+        return (
+            f"{H}x{W}x{C}, {parameters / 1e6:.1f} M parameters{trained}; "
+            f"T = {c.timesteps} {c.schedule}, {c.predict}, {c.variance}; {self.device}, {self.denoiser.precision}"
+        )
+
+    @torch.inference_mode()
+    def eps(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """eps_theta(x_t, t), the predicted noise, whatever the network itself predicts.
+
+        Args:
+            x_t: (B, C, H, W) float32.
+            t: the paper's t, 1..T, int64 (B,).
+
+        Returns:
+            (B, C, H, W) float32.
+        """
+        x_t = x_t.to(self.device)
+        T = self.diffusion.schedule.T
+        steps = t.cpu().numpy()
+        if steps.shape != (len(x_t),) or not np.issubdtype(steps.dtype, np.integer):
+            raise ArgumentError(f"t has shape {steps.shape} and dtype {steps.dtype}; it must be int64 ({len(x_t)},)")
+        if ((steps < 1) | (steps > T)).any():
+            raise ArgumentError(f"t is outside 1..{T}")
+        if self.diffusion_config.predict == "eps":
+            return self.denoiser(x_t, t.to(self.device))
+        unclipped = Diffusion(self.diffusion.schedule, self.diffusion.predict, self.diffusion.variance, clip=False)
+        x_0_hat = p_x_0(unclipped, self.denoiser, x_t, steps)
+        eps: torch.Tensor = FROM_X_0["eps"](self.diffusion.schedule, x_0_hat, x_t, steps)
+        return eps
+
+    def sample(
+        self, n: int, seed: int = 0, *, first: int = 0, sampling: Sampling | None = None, batch_size: int = BATCH_SIZE
+    ) -> Pixels:
+        """Images ``first``..``first + n - 1`` of a seed (Algorithm 2 unless ``sampling`` says otherwise).
+
+        Returns:
+            (n, H, W, C) uint8.
+        """
+        sampling = sampling or Sampling(seed=seed)
+        parts = [
+            generate.pixels_of(generate.last(self.chain(sampling, indices)).x_t)
+            for indices in generate.batches(first, n, batch_size)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:], self.shape[0]), np.uint8)
+
+    def chain(self, sampling: Sampling, indices: range) -> Iterator[Step]:
+        """The reverse chain of some images, step by step."""
+        return generate.chain(self.denoiser, self.diffusion, sampling, self.shape, indices, self.device)
+
+    def bits_per_dim(self, images: Images | Pixels, *, seed: int = 0, batch_size: int = BATCH_SIZE) -> evaluate.Bound:
+        """The variational bound (Eq. 5) of images, uint8 (N, H, W, C), every term of every image once."""
+        if not isinstance(images, Images):
+            images = Images.from_array(images)
+        self.check_fits(images)
+        n, T = len(images), self.diffusion.schedule.T
+        bits, mse = np.empty((n, T)), np.empty((n, T))
+        for part in self.bound_terms(images, n, seed=seed, batch_size=batch_size):
+            bits[part.image, part.t - 1], mse[part.image, part.t - 1] = part.bits, part.mse
+        return evaluate.summarise(evaluate.prior(self.diffusion, images, n), bits, mse)
+
+    def bound_terms(self, images: Images, n: int, *, seed: int, batch_size: int) -> Iterator[evaluate.Terms]:
+        """The terms of the bound of the first n images, batch by batch."""
+        return evaluate.terms(self.denoiser, self.diffusion, images, n, seed, batch_size, self.device)
+
+    def check_fits(self, images: Images) -> None:
+        """Refuse images of another size or number of channels than the model's."""
+        C, H, W = self.shape
+        if images.shape[1:] != (H, W, C):
+            height, width, channels = images.shape[1:]
+            raise InputError(
+                f"the images are {height}x{width} with {channels} channel(s), the model {self.source} makes "
+                f"{H}x{W} with {C}"
+            )
+
+
+def load(spec: str | None = None, *, device: str = "auto", precision: str = "auto") -> Model:
+    """Load a model.
+
+    Args:
+        spec: a run folder, a checkpoint, any folder of diffusers' layout, or ``builtin:digits``. None stands for
+            ``$DDPM_MODEL``, else ``./ddpm-out`` if it is there, else ``builtin:digits``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+
+    Raises:
+        InputError: there is no such model, or it is damaged.
+        ArgumentError: there is no such device.
+    """
+    stored = read(spec or default_spec())
+    place = choose_device(device)
+    unet = build(stored.unet, place)
+    unet.load_state_dict(stored.weights)
+    unet.eval().requires_grad_(False)
+    return Model(
+        source=stored.source,
+        step=stored.step,
+        unet_config=stored.unet,
+        diffusion_config=stored.diffusion,
+        diffusion=Diffusion.from_config(stored.diffusion),
+        denoiser=Denoiser(unet, choose_precision(precision, place)),
+        device=place,
+    )
+
+
+def default_spec() -> str:
+    """The model that is meant where none is named."""
+    if named := os.environ.get("DDPM_MODEL"):
+        return named
+    return "ddpm-out" if Path("ddpm-out").is_dir() else BUILTIN
+
+
+def read(spec: str) -> StoredModel:
+    """Find and read the model that a user names; the EMA weights of the newest whole checkpoint of a run.
+
+    Raises:
+        InputError: it is not there, is no model, or is damaged.
+    """
+    if spec == BUILTIN:
+        return read_model(Path(str(resources.files("ddpm_cli") / "builtin" / "digits")), spec)
+    path = Path(spec)
+    name = printable(spec)
+    if not path.exists():
+        raise InputError(f"there is no model {name}: no such folder, and it is not {BUILTIN}")
+    if not path.is_dir():
+        raise InputError(f"{name} is a file; a model is a folder: a run, a checkpoint, or diffusers' layout")
+    if (path / "checkpoints").is_dir():
+        checkpoint = newest(path)
+        if checkpoint is None:
+            raise InputError(f"{name} has no checkpoint yet; go on with its training, or name another model with -m")
+        return read_model(checkpoint, spec, int(checkpoint.name.removeprefix("step-")))
+    if (path / MANIFEST).is_file():
+        return read_model(path, spec, verify(path))
+    if is_model_folder(path):
+        return read_model(path, spec)
+    raise InputError(
+        f"{name} holds no model: neither checkpoints/ of a run, nor unet/config.json, nor config.json of diffusers"
+    )

@@ -1,0 +1,99 @@
+"""How a picture was sampled: written into its PNG, read back from it to make the same again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from . import __version__
+from .errors import ArgumentError, InputError
+from .files import printable
+from .generate import Sampling
+from .pixels import decode_text, grid_shape
+
+TEXT_KEY = "ddpm sample"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that decide a sheet of samples; None where the default depends on the model.
+
+    Args:
+        model: as the user named it; ``step``: the optimizer steps it had seen, where known.
+        first: index of the first image of the seed; ``n``: how many images.
+        rows, columns, scale: of the sheet.
+        precision: of the network's arithmetic.
+    """
+
+    model: str | None = None
+    step: int | None = None
+    first: int = 0
+    n: int = 16
+    seed: int = 0
+    sampler: str = "ddpm"
+    steps: int | None = None
+    eta: float | None = None
+    rows: int | None = None
+    columns: int | None = None
+    scale: int | None = None
+    precision: str = "auto"
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings of the chain.
+
+        Raises:
+            ArgumentError: they do not go together.
+        """
+        return Sampling(self.sampler, self.steps, self.eta, self.seed)  # type: ignore[arg-type]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the sheet.
+
+        Raises:
+            ArgumentError: the images do not fit on it.
+        """
+        if self.rows is None or self.columns is None:
+            return grid_shape(self.n)
+        if self.rows * self.columns < self.n:
+            raise ArgumentError(f"--grid {self.rows}x{self.columns} has no room for {self.n} images (-n)")
+        return self.rows, self.columns
+
+    def alone(self, index: int) -> Recipe:
+        """The recipe of one image of these."""
+        return replace(self, first=index, n=1, rows=None, columns=None)
+
+    def to_text(self) -> dict[str, str]:
+        """The PNG's text chunks."""
+        return {TEXT_KEY: json.dumps(asdict(self)), "Software": f"ddpm {__version__}"}
+
+    @classmethod
+    def from_png(cls, path: Path) -> Self:
+        """Read the recipe in a PNG that ``ddpm sample`` wrote.
+
+        Raises:
+            InputError: there is none in it, or one that this version does not understand.
+        """
+        where = printable(path)
+        text = decode_text(path).get(TEXT_KEY)
+        if text is None:
+            raise InputError(f"{where} carries no settings of ddpm sample; give a PNG that it wrote, unedited")
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{where}: its settings are damaged") from error
+        types: dict[str, type] = {"model": str, "sampler": str, "precision": str, "eta": float}
+        known = {field.name for field in fields(cls)}
+        for name, value in data.items() if isinstance(data, dict) else [("settings", data)]:
+            expected = types.get(name, int)
+            if name not in known or not (value is None or (isinstance(value, expected) and value is not True)):
+                raise InputError(f"{where}: its setting {printable(str(name))[:40]} cannot be understood")
+        return cls(**{name: value for name, value in data.items() if value is not None})
+
+    def overridden(self, options: Mapping[str, Any]) -> Self:
+        """This recipe with every option that is not None instead."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})

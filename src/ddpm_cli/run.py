@@ -1,0 +1,238 @@
+"""A run folder: what is in it, when it is written, and how the same command goes on with it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, generate
+from .checkpoint import newest, publish, read_json, read_snapshot, run_lock
+from .config import DiffusionConfig, TrainConfig, UNetConfig
+from .data import Images
+from .errors import ArgumentError
+from .files import disk_errors, printable, write_file
+from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
+from .train import StepReport, Training, train
+
+SCHEMA = 1
+PREVIEWS = 16
+PREVIEW_SAMPLING = generate.Sampling(sampler="ddim", steps=None, seed=0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides the weights of a run; two runs of equal configurations and steps have equal weights.
+
+    Args:
+        digest: of the packed pixels; ``shape`` is theirs, (N, H, W, C).
+        start: the model that training begins from, as the user named it; None for random weights.
+    """
+
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    digest: str
+    shape: tuple[int, int, int, int]
+    start: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return {
+            "schema": SCHEMA,
+            "version": __version__,
+            "unet": self.unet.to_json(),
+            "diffusion": self.diffusion.to_json(),
+            "train": self.train.to_json(),
+            "data": {"digest": self.digest, "shape": list(self.shape)},
+            "from": self.start,
+        }
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How long a run goes on and how often it writes; nothing here decides the weights.
+
+    Args:
+        steps: the step to stop at.
+        log_every: steps between lines of metrics.jsonl; so ``save_every`` and ``sample_every``. 0 is never.
+        keep: how many checkpoints stay.
+        max_time: seconds after which to save and stop; None is never.
+    """
+
+    steps: int
+    log_every: int
+    save_every: int
+    sample_every: int
+    keep: int = 3
+    max_time: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What happened.
+
+    Args:
+        step: where training is.
+        advanced: whether a step was done; not so at the start, and at the end's checkpoint.
+        report: at the steps that are logged.
+        checkpoint: the folder, where one was written; ``preview`` the picture, where one was made.
+    """
+
+    step: int
+    advanced: bool = True
+    report: StepReport | None = None
+    checkpoint: Path | None = None
+    preview: Path | None = None
+
+
+def run(
+    folder: Path,
+    config: RunConfig,
+    cadence: Cadence,
+    images: Images,
+    device: torch.device,
+    weights: dict[str, torch.Tensor] | None,
+    stop: threading.Event,
+) -> Iterator[Progress]:
+    """Train in a run folder, from its newest checkpoint if it has one, and leave a checkpoint of the last step.
+
+    Args:
+        weights: what a new run starts from; None for random weights.
+        stop: set it to save and stop after the step under way.
+
+    Yields:
+        first the step that the run starts from, then each step done.
+
+    Raises:
+        ArgumentError: the folder holds a run with other settings, or something that is no run.
+        InputError: it has checkpoints, and none of them is whole.
+        LockedError: another process is training in it.
+        DivergedError: the loss or a gradient is not finite; the last checkpoint is from before.
+        DiskError: something cannot be written; the last checkpoint stays whole.
+    """
+    check_folder(folder, config)
+    with run_lock(folder):
+        training = Training(config.unet, config.diffusion, config.train, device)
+        if latest := newest(folder):
+            training.restore(read_snapshot(latest))
+        elif weights is not None:
+            training.start_from(weights)
+        write_file(folder / "config.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
+        _forget_after(folder / "metrics.jsonl", training.step)
+        yield Progress(training.step, advanced=False)
+        yield from _steps(folder, training, cadence, images, stop)
+
+
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Refuse a run folder whose run has other settings, or a folder that holds something else.
+
+    Raises:
+        ArgumentError: names the settings that differ, and both values of each.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"{printable(folder)} is a file; name a folder with -o")
+    if not (folder / "config.json").exists():
+        strangers = [p.name for p in folder.iterdir() if p.name[:5] != ".lock"] if folder.is_dir() else []
+        if strangers not in ([], ["checkpoints"]):
+            raise ArgumentError(
+                f"{printable(folder)} is not empty and holds no run ({printable(sorted(strangers)[0])} is in it); "
+                "name another folder with -o"
+            )
+        return
+    there = _flatten(read_json(folder / "config.json"))
+    now = _flatten(json.loads(json.dumps(config.to_json())))
+    differing = [k for k in sorted({*there, *now} - {"version"}) if there.get(k) != now.get(k)]
+    if differing:
+        if "data.digest" in differing:
+            differing = ["data.digest"] + [k for k in differing if not k.startswith("data.")]
+        text = "; ".join(f"{k} was {_short(there.get(k))} and is now {_short(now.get(k))}" for k in differing[:6])
+        raise ArgumentError(
+            f"{printable(folder)} holds a run with other settings: {text}. "
+            "Give the same command to go on with it, or another folder with -o"
+        )
+
+
+def _steps(
+    folder: Path, training: Training, cadence: Cadence, images: Images, stop: threading.Event
+) -> Iterator[Progress]:
+    deadline = None if cadence.max_time is None else time.monotonic() + cadence.max_time
+    saved = training.step
+    with disk_errors(folder / "metrics.jsonl"), (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=stop):
+            step = training.step
+            if report and cadence.log_every:
+                metrics.write(json.dumps(asdict(report)) + "\n")
+                metrics.flush()
+            checkpoint = preview = None
+            if _due(step, cadence.save_every):
+                training.check()
+                checkpoint = publish(folder, training.snapshot(), keep=cadence.keep)
+                saved = step
+            if _due(step, cadence.sample_every):
+                preview = _preview(folder, training)
+            yield Progress(step, True, report, checkpoint, preview)
+            if deadline is not None and time.monotonic() > deadline:
+                stop.set()
+    if saved != training.step or saved == 0:
+        training.check()
+        checkpoint = publish(folder, training.snapshot(), keep=cadence.keep)
+        in_a_hurry = stop.is_set() and (deadline is None or time.monotonic() < deadline)  # a signal, not the clock
+        missing = cadence.sample_every and not _due(training.step, cadence.sample_every)
+        preview = _preview(folder, training) if missing and not in_a_hurry else None
+        yield Progress(training.step, False, None, checkpoint, preview)
+
+
+def _preview(folder: Path, training: Training) -> Path:
+    """A grid of images on fixed seeds, from the moving average."""
+    height, width = training.unet.config.size
+    shape = training.unet.config.in_channels, height, width
+    steps = generate.chain(
+        training.denoiser, training.diffusion, PREVIEW_SAMPLING, shape, range(PREVIEWS), training.device
+    )
+    rows, columns = grid_shape(PREVIEWS)
+    sheet = grid(generate.pixels_of(generate.last(steps).x_t), rows, columns, scale=sheet_scale((height, width)))
+    path = folder / "samples" / f"step-{training.step:08d}.png"
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
+    write_file(path, encode_png(to_image(sheet)))
+    return path
+
+
+def _forget_after(metrics: Path, step: int) -> None:
+    """Drop the lines of steps that a killed run logged and did not save, and a torn last line."""
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text("utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_file(metrics, "".join(kept).encode())
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:12] + "..."

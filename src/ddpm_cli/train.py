@@ -1,0 +1,259 @@
+"""Algorithm 1: the training loop, as a generator of reports.
+
+What step s does is a pure function of s and the configuration: which images, which flips, t, eps, dropout, learning
+rate and EMA rate. A run is therefore its weights, their moving average, Adam's moments and the number of steps done,
+and one that was killed goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import rng
+from .checkpoint import MOMENTS, Snapshot
+from .config import DiffusionConfig, TrainConfig, UNetConfig
+from .data import Images
+from .denoiser import Denoiser, Precision
+from .diffusion.bound import l_simple
+from .diffusion.process import Diffusion
+from .errors import DivergedError
+from .pixels import to_float
+from .unet import build, init_weights
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What is known after an optimizer step.
+
+    Args:
+        step: 1, 2, ...
+        loss: L_simple, the mean since the last report.
+        lr: learning rate of this step.
+        grad_norm: 2-norm of the gradient at this step, before clipping.
+        images_per_second: since the last report.
+        seconds: spent on training since this process began to.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class HostBatch:
+    """One step's inputs, drawn on the host: images uint8 (B, H, W, C), t int64 (B,), eps float32 (B, C, H, W)."""
+
+    images: torch.Tensor
+    t: npt.NDArray[np.int64]
+    eps: torch.Tensor
+
+
+class Training:
+    """A network in training: weights, moving average and moments, and the number of steps they have seen."""
+
+    def __init__(self, unet: UNetConfig, diffusion: DiffusionConfig, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.diffusion_config = diffusion
+        self.diffusion = Diffusion.from_config(diffusion)
+        self.device = device
+        self.step = 0
+        self.unet = build(unet, device)
+        init_weights(self.unet, torch.Generator().manual_seed(rng.torch_seed(config.seed, "init")))
+        self.ema_unet = copy.deepcopy(self.unet).eval().requires_grad_(False)
+        self.unet.train()
+        self._dropout = torch.Generator(device)
+        self.unet.use_generator(self._dropout)
+        self.parameters: list[torch.Tensor] = list(self.unet.parameters())
+        self._ema_parameters: list[torch.Tensor] = list(self.ema_unet.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, config.lr, ADAM_BETAS, ADAM_EPS, fused=True)
+        # Once set, every later update is void: what a non-finite step would have destroyed stays as it was, and the
+        # host need not wait for the device at each step to know.
+        self._found_inf = torch.zeros((), device=device)
+        self._bad_step = torch.zeros((), device=device)
+        self._loss_sum = torch.zeros((), device=device)
+        self._loss_count = 0
+        self._grad_norm = torch.zeros((), device=device)
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The moving average, which samples are made from."""
+        return Denoiser(self.ema_unet, self._precision)
+
+    @property
+    def _precision(self) -> Precision:
+        return "bf16" if self.config.precision == "bf16" else "fp32"
+
+    def start_from(self, weights: dict[str, torch.Tensor]) -> None:
+        """Begin with given weights instead of random ones."""
+        self.unet.load_state_dict(weights)
+        self.ema_unet.load_state_dict(weights)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from where a snapshot was taken."""
+        self.step = snapshot.step
+        self.unet.load_state_dict(snapshot.weights)
+        self.ema_unet.load_state_dict(snapshot.ema)
+        for name, parameter in self.unet.named_parameters():
+            state = self.optimizer.state[parameter]
+            state["step"] = torch.tensor(float(self.step), device=self.device)
+            for moment in MOMENTS:
+                state[moment] = torch.empty_like(parameter).copy_(snapshot.optimizer[f"{name}.{moment}"])
+        self._loss_sum.fill_(snapshot.loss_sum)
+        self._loss_count = snapshot.loss_count
+
+    def snapshot(self) -> Snapshot:
+        """Everything that `restore` needs, and the folder format holds."""
+        optimizer = {
+            f"{name}.{moment}": self.optimizer.state[parameter][moment]
+            for name, parameter in self.unet.named_parameters()
+            for moment in MOMENTS
+            if parameter in self.optimizer.state
+        }
+        return Snapshot(
+            step=self.step,
+            unet=self.unet.config,
+            diffusion=self.diffusion_config,
+            ema=self.ema_unet.state_dict(),
+            weights=self.unet.state_dict(),
+            optimizer=optimizer,
+            loss_sum=self._loss_sum.item(),
+            loss_count=self._loss_count,
+        )
+
+    def advance(self, batch: HostBatch) -> None:
+        """One optimizer step of Algorithm 1. Nothing here waits for the device."""
+        self.step += 1
+        config = self.config
+        self._dropout.manual_seed(rng.torch_seed(config.seed, "dropout", self.step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(self.step)
+        loss = self._backward(batch)
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip, foreach=True)
+        bad = ~torch.isfinite(self._grad_norm + loss)
+        self._bad_step.copy_(torch.where(bad & (self._found_inf == 0), float(self.step), self._bad_step))
+        self._found_inf.copy_(torch.maximum(self._found_inf, bad.float()))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        rate = config.ema_at(self.step)
+        torch._foreach_lerp_(self._ema_parameters, self.parameters, 1 - rate)
+        self._loss_sum += loss
+        self._loss_count += 1
+        if self.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Stop if a loss or gradient was not finite. On a GPU this waits for the steps that are under way.
+
+        Raises:
+            DivergedError: names the first such step; the weights are those from before it.
+        """
+        if self._found_inf.item():
+            step = int(self._bad_step.item())
+            raise DivergedError(
+                f"step {step}: the loss or its gradient is not finite, so the weights were not updated; "
+                f"try a lower --lr (it was {self.config.lr_at(step):g}) or --precision fp32"
+            )
+
+    def report(self, seconds: float, images_per_second: float) -> StepReport:
+        """The means since the last report, which is a point where the host waits for the device."""
+        self.check()
+        loss = self._loss_sum.item() / max(self._loss_count, 1)
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        lr = self.config.lr_at(self.step)
+        return StepReport(self.step, loss, lr, self._grad_norm.item(), images_per_second, seconds)
+
+    def _backward(self, batch: HostBatch) -> torch.Tensor:
+        """The gradient of the mean of L_simple over the batch, part by part; returns that mean."""
+        denoiser = Denoiser(self.unet, self._precision)
+        total = torch.zeros((), device=self.device)
+        size = len(batch.t)
+        for part in np.array_split(np.arange(size), self.config.accumulate):
+            rows = slice(part[0], part[-1] + 1)
+            x_0 = to_float(batch.images[rows].to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
+            eps = batch.eps[rows].to(self.device, non_blocking=True)
+            loss = l_simple(self.diffusion, denoiser, x_0, batch.t[rows], eps).sum() / size
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+
+def train(
+    training: Training, images: Images, *, steps: int, log_every: int, stop: threading.Event
+) -> Iterator[StepReport | None]:
+    """Advance to step ``steps``, or until ``stop`` is set.
+
+    Yields:
+        after every step a report if it is a multiple of ``log_every`` or the last, else None. The consumer may save,
+        sample and leave between any two steps.
+
+    Raises:
+        DivergedError: the loss or a gradient is not finite.
+    """
+    began = last_time = time.monotonic()
+    last_step = training.step
+    config, T = training.config, training.diffusion.schedule.T
+    pin = training.device.type == "cuda"
+    with ThreadPoolExecutor(1, "ddpm-batches") as pool:
+        ahead: Future[HostBatch] = pool.submit(batch_at, images, config, T, training.step + 1, pin=pin)
+        while training.step < steps and not stop.is_set():
+            batch = ahead.result()
+            ahead = pool.submit(batch_at, images, config, T, training.step + 2, pin=pin)
+            training.advance(batch)
+            if not (training.step == steps or stop.is_set() or (log_every and training.step % log_every == 0)):
+                yield None
+                continue
+            if pin:
+                torch.cuda.synchronize(training.device)
+            now = time.monotonic()
+            speed = (training.step - last_step) * config.batch_size / max(now - last_time, 1e-9)
+            last_step, last_time = training.step, now
+            yield training.report(now - began, speed)
+
+
+def batch_at(images: Images, config: TrainConfig, T: int, step: int, *, pin: bool = False) -> HostBatch:
+    """The inputs of optimizer step ``step`` = 1, 2, ...: a pure function of it.
+
+    The data set is read in a new random order each epoch, without a gap: a batch may span two epochs, or many where
+    there are fewer images than the batch has places.
+    """
+    n, height, width, channels = images.shape
+    size, seed = config.batch_size, config.seed
+    places = np.arange((step - 1) * size, step * size)
+    order = np.empty(size, np.int64)
+    for epoch in range(places[0] // n, places[-1] // n + 1):
+        here = places // n == epoch
+        order[here] = _epoch_order(n, seed, epoch)[places[here] % n]
+    pixels = images.take(order)
+    if config.flip:
+        mirrored = rng.integers(0, 2, size, seed, "flip", step).astype(bool)
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
+    t = rng.integers(1, T + 1, size, seed, "t", step)
+    eps = rng.normal_batch((channels, height, width), seed, "eps", [(step, row) for row in range(size)])
+    tensors = torch.from_numpy(pixels), torch.from_numpy(eps)
+    if pin:
+        tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
+    return HostBatch(tensors[0], t, tensors[1])
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return rng.permutation(n, seed, "order", epoch)

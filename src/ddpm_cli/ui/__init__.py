@@ -1,0 +1,1 @@
+"""The screen: messages and progress on stderr, and pictures made for people."""

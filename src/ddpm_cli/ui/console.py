@@ -1,0 +1,179 @@
+"""Messages, warnings and progress, on stderr. rich is imported only once something is drawn on a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from ..files import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Item = TypeVar("Item")
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Screen:
+    """How much is said: -1 quiet (errors only), 0 normal, 1 verbose."""
+
+    verbosity: int = 0
+
+    def say(self, text: str) -> None:
+        """A line of information, unless quiet."""
+        if self.verbosity >= 0:
+            _write(text)
+
+    def detail(self, text: str) -> None:
+        """A line for those who asked for more."""
+        if self.verbosity > 0:
+            _write(text)
+
+    def warn(self, text: str) -> None:
+        """A warning, unless quiet."""
+        if self.verbosity >= 0:
+            _write(f"warning: {text}")
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and values, aligned."""
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            self.say(f"  {name:<{width}}  {value}")
+
+    def progress(
+        self,
+        items: Iterable[Item],
+        total: int,
+        label: str,
+        *,
+        start: int = 0,
+        amount: Callable[[Item], int] = lambda item: 1,
+        note: Callable[[Item], str | None] = lambda item: None,
+    ) -> Iterator[Item]:
+        """Pass items on while showing how far they are: a bar on a terminal, a plain line now and then elsewhere.
+
+        Args:
+            total: what ``amount`` of all items adds up to, from ``start`` on.
+            note: what to show of an item beside the bar; None keeps what was shown last.
+        """
+        if self.verbosity < 0:
+            yield from items
+        elif sys.stderr.isatty():
+            yield from _bar(items, total, label, start, amount, note)
+        else:
+            yield from _lines(items, total, label, start, amount, note)
+
+
+def log_to(screen: Screen) -> None:
+    """Show what the library logs as warnings."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            screen.warn(record.getMessage())
+
+    logger = logging.getLogger("ddpm_cli")
+    logger.handlers = [Handler()]
+    logger.propagate = False
+
+
+def error(text: str) -> None:
+    """An error, which is always shown."""
+    _write(f"error: {text}")
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: 8 s, 12 min, 3.5 h, 2.1 days."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.1f} days"
+
+
+def size(n_bytes: float) -> str:
+    """An amount of memory for people, in powers of 1024."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if n_bytes >= 10 or unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"
+
+
+def as_json(data: object) -> str:
+    """One line of JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(data), allow_nan=False)
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, float) and not -float("inf") < data < float("inf"):
+        return None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _write(text: str) -> None:
+    print("\n".join(printable(line) for line in text.split("\n")), file=sys.stderr, flush=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _bar(
+    items: Iterable[Item],
+    total: int,
+    label: str,
+    start: int,
+    amount: Callable[[Item], int],
+    note: Callable[[Item], str | None],
+) -> Iterator[Item]:
+    from rich import progress as rich
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[note]}"),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(compact=True),
+    )
+    with rich.Progress(*columns, console=_console(), transient=True) as bar:
+        task = bar.add_task(label, total=total, completed=start, note="")
+        for item in items:
+            shown = note(item)
+            if shown is None:
+                bar.advance(task, amount(item))
+            else:
+                bar.update(task, advance=amount(item), note=shown)
+            yield item
+
+
+def _lines(
+    items: Iterable[Item],
+    total: int,
+    label: str,
+    start: int,
+    amount: Callable[[Item], int],
+    note: Callable[[Item], str | None],
+) -> Iterator[Item]:
+    done, shown = start, ""
+    began = last = time.monotonic()
+    for item in items:
+        done += amount(item)
+        shown = note(item) or shown
+        now = time.monotonic()
+        if now - last >= PLAIN_LINE_SECONDS:
+            last = now
+            left = (now - began) * (total - done) / max(done - start, 1)
+            _write(f"{label}: {done}/{total}{', ' + shown if shown else ''}, {duration(left)} left")
+        yield item
