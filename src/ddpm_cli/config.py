@@ -6,6 +6,7 @@ because the same checks guard configurations that come out of files.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
@@ -32,12 +33,12 @@ MAX_CHANNELS = 8192
 MAX_LEVELS = 10
 MAX_LAYERS = 32
 MAX_SIDE = 16384
-MAX_TIMESTEPS = 100_000
+MAX_TIMESTEPS = 10_000  # of a linear schedule, float32 still holds the signal left at T
 
 
 def _require(ok: bool, where: str, name: str, value: object, rule: str) -> None:
     if not ok:
-        raise InputError(f"{where}: {name} is {value!r}; it must be {rule}")
+        raise InputError(f"{where}: {name} is {reprlib.repr(value)}; it must be {rule}")
 
 
 def _is_int(value: object, low: int, high: int) -> bool:
@@ -156,9 +157,18 @@ class UNetConfig:
             _is_int(groups_mid, 1, MAX_CHANNELS) and self.block_out_channels[-1] % groups_mid == 0
         )
         self._check("attn_norm_num_groups", ok, f"null or a divisor of {self.block_out_channels[-1]}")
-        dim = self.attention_head_dim
-        ok = dim is None or _is_int(dim, 1, min(self.block_out_channels))
-        self._check("attention_head_dim", ok, "null or from 1 to the smallest of block_out_channels")
+        narrowest = min(self._attending(), default=MAX_CHANNELS)
+        ok = self.attention_head_dim is None or _is_int(self.attention_head_dim, 1, narrowest)
+        self._check("attention_head_dim", ok, f"null or from 1 to {narrowest}, the fewest channels that attention has")
+
+    def _attending(self) -> list[int]:
+        """Channels of each level and block that has attention."""
+        down = zip(self.block_out_channels, self.down_block_types, strict=True)
+        up = zip(self.block_out_channels[::-1], self.up_block_types, strict=True)
+        channels = [c for c, block in (*down, *up) if block in ("AttnDownBlock2D", "AttnUpBlock2D")]
+        if self.mid_block_type is not None and self.add_attention:
+            channels.append(self.block_out_channels[-1])
+        return channels
 
     @property
     def size(self) -> tuple[int, int]:

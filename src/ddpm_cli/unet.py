@@ -39,6 +39,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.generator: torch.Generator | None = None
         width = config.block_out_channels[0]
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
         if config.time_embedding_type == "learned":
@@ -65,6 +66,7 @@ class UNet(nn.Module):
             InputError: the network cannot halve this size often enough.
         """
         self.config.check_size((x.shape[2], x.shape[3]))
+        masks = self._draw_masks(x) if self.training and self.config.dropout > 0 else []
         x = x.to(memory_format=torch.channels_last)
         if self.config.center_input_sample:
             x = 2 * x - 1
@@ -73,23 +75,54 @@ class UNet(nn.Module):
         emb = ACTIVATIONS[self.config.act_fn](self.time_embedding(waves))
         skips = [self.conv_in(x)]
         for down in self.down_blocks:
-            skips += down(skips[-1], emb)
+            skips += down(skips[-1], emb, masks)
         h = skips[-1]
         if self.mid_block is not None:
-            h = self.mid_block(h, emb)
+            h = self.mid_block(h, emb, masks)
         for up in self.up_blocks:
-            h = up(h, skips, emb)
+            h = up(h, skips, emb, masks)
         return cast(Tensor, self.conv_out(F.silu(self.conv_norm_out(h))))
 
     def use_generator(self, generator: torch.Generator) -> None:
-        """Draw all dropout masks from this generator, which stays its owner's to seed.
+        """Draw all dropout masks from this generator, never from the global one; its owner seeds it.
 
         Args:
             generator: on the device of the images; needed in training mode if ``config.dropout`` is above 0.
         """
-        for module in self.modules():
-            if isinstance(module, Dropout):
-                module.generator = generator
+        self.generator = generator
+
+    def _draw_masks(self, x: Tensor) -> list[Tensor]:
+        """Dropout masks for images x, the last residual block's first: True is kept.
+
+        All are drawn before the first layer: torch.compile breaks its graph where a generator is used, so once here.
+        """
+        assert self.generator is not None, "training with dropout needs UNet.use_generator"
+        batch, _, height, width = x.shape
+        masks = []
+        for channels, level in dropout_sites(self.config):
+            # Memory in the order of channels_last. On a CPU comparing uniform numbers takes half of bernoulli_'s time.
+            uniform = torch.rand(
+                (batch, height >> level, width >> level, channels), generator=self.generator, device=x.device
+            )
+            masks.append((uniform >= self.config.dropout).permute(0, 3, 1, 2))
+        return masks[::-1]
+
+
+def dropout_sites(config: UNetConfig) -> list[tuple[int, int]]:
+    """(channels, level) of the activations that each residual block drops some of, in the order of the forward pass."""
+    widths, layers, lowest = config.block_out_channels, config.layers_per_block, config.levels - 1
+    sites = []
+    for level, (width, block) in enumerate(zip(widths, config.down_block_types, strict=True)):
+        sites += [(width, level)] * layers
+        if level < lowest and block == "AttnDownBlock2D" and config.downsample_type == "resnet":
+            sites.append((width, level + 1))
+    if config.mid_block_type is not None:
+        sites += [(widths[-1], lowest)] * 2
+    for level, block in zip(range(lowest, -1, -1), config.up_block_types, strict=True):
+        sites += [(widths[level], level)] * (layers + 1)
+        if level > 0 and block == "AttnUpBlock2D" and config.upsample_type == "resnet":
+            sites.append((widths[level], level - 1))
+    return sites
 
 
 def sinusoids(t: Tensor, config: UNetConfig) -> Tensor:
@@ -138,23 +171,6 @@ class GroupNorm(nn.GroupNorm):
         return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
 
-class Dropout(nn.Module):
-    """Dropout whose masks come from a generator that somebody else seeds, never from the global one."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.generator: torch.Generator | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        assert self.generator is not None, "training with dropout needs UNet.use_generator"
-        # On a CPU comparing uniform numbers takes half the time of bernoulli_.
-        keep = torch.empty_like(x, dtype=torch.float32).uniform_(generator=self.generator) >= self.rate
-        return (x * keep).mul_(1 / (1 - self.rate))
-
-
 class ResBlock(nn.Module):
     """norm, activation, convolution, + time; norm, activation, dropout, convolution, + shortcut.
 
@@ -175,18 +191,21 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
         self.scale = scale
+        self.kept = 1 - config.dropout
         self.resample = resample
         self.activation = ACTIVATIONS[config.act_fn]
         self.norm1 = GroupNorm(config.norm_num_groups, in_channels, config.norm_eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(embedding_width(config), out_channels * (2 if self.scale_shift else 1))
         self.norm2 = GroupNorm(config.norm_num_groups, out_channels, config.norm_eps)
-        self.dropout = Dropout(config.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, in_channels, H, W) and the activated embedding to (B, out_channels, H, W), resized by ``resample``."""
+    def forward(self, x: Tensor, emb: Tensor, masks: list[Tensor]) -> Tensor:
+        """(B, in_channels, H, W) and the activated embedding to (B, out_channels, H, W), resized by ``resample``.
+
+        Takes its dropout mask off the end of ``masks``; without masks nothing is dropped.
+        """
         h = self.activation(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
@@ -198,7 +217,10 @@ class ResBlock(nn.Module):
         else:
             h += time
             h = self.norm2(h)
-        h = self.conv2(self.dropout(self.activation(h)))
+        h = self.activation(h)
+        if masks:
+            h = (h * masks.pop()).div_(self.kept)
+        h = self.conv2(h)
         h += x if self.conv_shortcut is None else self.conv_shortcut(x)
         return cast(Tensor, h if self.scale == 1 else h / self.scale)
 
@@ -257,7 +279,7 @@ class Downsample(nn.Module):
         self.pad = padding == 0
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor, _emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, _emb: Tensor, _masks: list[Tensor]) -> Tensor:
         return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad else x))
 
 
@@ -268,7 +290,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, _emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, _emb: Tensor, _masks: list[Tensor]) -> Tensor:
         return cast(Tensor, self.conv(double(x)))
 
 
@@ -280,9 +302,9 @@ class Block(nn.Module):
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
 
-    def layer(self, i: int, x: Tensor, emb: Tensor) -> Tensor:
+    def layer(self, i: int, x: Tensor, emb: Tensor, masks: list[Tensor]) -> Tensor:
         """Residual block i and its attention."""
-        x = self.resnets[i](x, emb)
+        x = self.resnets[i](x, emb, masks)
         return self.attentions[i](x) if i < len(self.attentions) else x
 
 
@@ -304,13 +326,13 @@ class DownBlock(Block):
             else:
                 self.downsamplers.append(Downsample(channels, config.downsample_padding))
 
-    def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, emb: Tensor, masks: list[Tensor]) -> list[Tensor]:
         """All results in order; each is a skip connection, and the last goes on down."""
         results = []
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, emb)
+            x = self.layer(i, x, emb, masks)
             results.append(x)
-        results += [downsample(x, emb) for downsample in self.downsamplers]
+        results += [downsample(x, emb, masks) for downsample in self.downsamplers]
         return results
 
 
@@ -327,8 +349,8 @@ class MidBlock(Block):
             (Attention(config, channels, groups, scale=scale) for _ in range(1 if config.add_attention else 0)),
         )
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.layer(1, self.layer(0, x, emb), emb)
+    def forward(self, x: Tensor, emb: Tensor, masks: list[Tensor]) -> Tensor:
+        return self.layer(1, self.layer(0, x, emb, masks), emb, masks)
 
 
 class UpBlock(Block):
@@ -351,12 +373,12 @@ class UpBlock(Block):
             else:
                 self.upsamplers.append(Upsample(channels))
 
-    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, masks: list[Tensor]) -> Tensor:
         """Takes what it joins off the end of ``skips``."""
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat((x, skips.pop()), dim=1), emb)
+            x = self.layer(i, torch.cat((x, skips.pop()), dim=1), emb, masks)
         for upsample in self.upsamplers:
-            x = upsample(x, emb)
+            x = upsample(x, emb, masks)
         return x
 
 

@@ -46,6 +46,12 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_epilog(ctx, formatter)
+        self.format_options(ctx, formatter)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -53,12 +59,12 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
+    epilog=EPILOG,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "DDPM",
         "max_content_width": 100,
     },
-    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="ddpm")
 def group() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import machine_options, model_option, seed_option, verbosity_options
+from .options import Command, machine_options, model_option, seed_option, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -16,7 +16,7 @@ Examples:
 """
 
 
-@click.command("eval-bpd", epilog=EPILOG)
+@click.command("eval-bpd", cls=Command, epilog=EPILOG)
 @click.argument("images", metavar="IMAGES", type=click.Path(path_type=Path))
 @model_option
 @click.option("--limit", type=click.IntRange(1), help="Measure the first so many images.  [default: all]")

@@ -20,7 +20,7 @@ from ..files import check_output, printable, write_file
 from ..pixels import Raster, decode, grid, to_float, to_levels
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, encode, encode_animation
-from .options import IntList, force_option, put, refuse_terminal, seed_option, verbosity_options, write_stdout
+from .options import Command, IntList, force_option, put, refuse_terminal, seed_option, verbosity_options, write_stdout
 
 EPILOG = """\b
 Examples:
@@ -31,12 +31,12 @@ Examples:
 """
 
 
-@click.command("noise", epilog=EPILOG)
+@click.command("noise", cls=Command, epilog=EPILOG)
 @click.argument("image", metavar="IMG", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--t", "times", type=IntList(), help="Step(s) of the forward process, 0 to T.  [default: T/2]")
 @click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="[default: <stem>-t500.png]")
 @click.option("--schedule", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True)
-@click.option("--timesteps", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="T.")
+@click.option("--timesteps", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="T.")
 @click.option("--stepwise", is_flag=True, help="Walk q(x_t|x_{t-1}), Eq. 2, step by step instead of jumping by Eq. 4.")
 @seed_option
 @force_option

@@ -15,6 +15,16 @@ from ..errors import ArgumentError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Command(click.Command):
+    """A command whose help shows its examples before its options: they are what most look for."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_epilog(ctx, formatter)
+        self.format_options(ctx, formatter)
+
+
 class SizeType(click.ParamType[tuple[int, int]]):
     """``32`` or ``64x48`` (height x width) as (height, width)."""
 
@@ -81,7 +91,7 @@ def seed_option(command: F) -> F:
     """--seed."""
     return click.option(
         "--seed",
-        type=click.IntRange(0, 2**63 - 1),
+        type=click.IntRange(0),
         default=0,
         show_default=True,
         help="Names all randomness: the same seed gives the same result.",

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .options import (
+    Command,
     GridType,
     force_option,
     machine_options,
@@ -28,7 +29,7 @@ Examples:
 """
 
 
-@click.command("sample", epilog=EPILOG)
+@click.command("sample", cls=Command, epilog=EPILOG)
 @model_option
 @click.option("-n", "n", type=click.IntRange(1, 10_000_000), help="How many images.  [default: 16]")
 @click.option(
@@ -40,7 +41,7 @@ Examples:
     help="A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif or .webp (the chain), or - "
     "(PNG on stdout).",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Image i of a seed is always the same.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), help="Image i of a seed is always the same.  [default: 0]")
 @click.option("--sampler", type=click.Choice(["ddpm", "ddim"]), help="ddpm is Algorithm 2.  [default: ddpm]")
 @click.option("--steps", type=click.IntRange(1), help="Of the reverse chain.  [default: all T; ddim: 50]")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Noise of ddim, 0 none, 1 as Algorithm 2.  [default: 0]")

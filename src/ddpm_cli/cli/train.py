@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import DurationType, SizeType, machine_options, seed_option, verbosity_options
+from .options import Command, DurationType, SizeType, machine_options, seed_option, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -20,7 +20,7 @@ To resume, run the same command again.
 """
 
 
-@click.command("train", epilog=EPILOG)
+@click.command("train", cls=Command, epilog=EPILOG)
 @click.argument("images", metavar="IMAGES")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="ddpm-out", show_default=True, help="The run folder."
@@ -46,7 +46,7 @@ To resume, run the same command again.
 @click.option("--predict", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts.  [default: eps]")
 @click.option("--variance", type=click.Choice(["fixed-large", "fixed-small"]), help="sigma_t^2 for sampling.")
 @click.option("--schedule", type=click.Choice(["linear", "cosine"]), help="[default: linear]")
-@click.option("--timesteps", type=click.IntRange(1, 100_000), help="T.  [default: 1000]")
+@click.option("--timesteps", type=click.IntRange(1, 10_000), help="T.  [default: 1000]")
 @click.option("--save-every", type=click.IntRange(0), help="Steps between checkpoints; 0 for only the last.")
 @click.option("--sample-every", type=click.IntRange(0), help="Steps between preview pictures; 0 for none.")
 @click.option("--log-every", type=click.IntRange(0), help="Steps between lines of metrics.jsonl; 0 for none.")

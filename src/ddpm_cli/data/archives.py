@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import IO, Self
 
 from ..errors import InputError
-from ..files import printable
 from .folder import check_size
-from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally, is_image_name, no_images
+from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally, is_image_name, naming, no_images
 
 # Extended headers hold long names and the like. One that claims more is not read into memory.
 _MAX_HEADER = 2**18
@@ -48,7 +47,7 @@ class Zip(Source):
         return "zip"
 
     def chunks(self, tally: Tally) -> Iterator[Chunk]:
-        with open_zip(self.path) as archive:
+        with naming(self.label), open_zip(self.path) as archive:
             infos = archive.infolist()
             first = weight = 0
             for index, member in enumerate(self.members):
@@ -67,7 +66,7 @@ def find_zip(path: Path, label: str, nbytes: int, fingerprint: str) -> Zip:
         InputError: it is no zip archive, or has no images, or they are encrypted.
     """
     tally, members = Tally(), array("Q")
-    with open_zip(path) as archive:
+    with naming(label), open_zip(path) as archive:
         for position, info in enumerate(archive.infolist()):
             kind = stat.S_IFMT(info.external_attr >> 16)
             if info.is_dir():
@@ -92,7 +91,7 @@ def open_zip(path: str | Path) -> Iterator[zipfile.ZipFile]:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
         except (*_ZIP_ERRORS, NotImplementedError) as error:
-            raise InputError(f"{printable(path)} is not a zip archive, or a damaged one ({error})") from error
+            raise InputError(f"not a zip archive, or a damaged one ({error})") from error
         yield archive
 
 
@@ -153,9 +152,8 @@ class Tar(Source):
                         images += 1
                         yield member.name, content, min(file.tell(), self.nbytes)
             except _TAR_ERRORS as error:
-                raise InputError(
-                    f"{self.label} is not a tar archive, or damaged after {images} images ({error})"
-                ) from error
+                problem = f"not a tar archive, or a damaged one, after {images} images"
+                raise InputError(f"{self.label}: {problem} ({error})") from error
 
 
 def _carry(first: int, images: list[tuple[str, bytes]], amount: int) -> Chunk:

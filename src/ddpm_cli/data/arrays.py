@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import printable
 from ..pixels import MAX_SIDE, Pixels
 from .archives import member_errors, open_zip
-from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally
+from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally, naming
 
 _NAMES = ("images", "arr_0")
 
@@ -35,7 +35,7 @@ class Array(Source):
         n, *row = self.shape
         step = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(row)))
         stem = self.path.stem
-        with _opened(self.path, self.member) as file:
+        with naming(self.label), _opened(self.path, self.member) as file:
             _read_header(file)
             for first in range(0, n, step):
                 last = min(first + step, n)
@@ -51,7 +51,7 @@ def find_array(path: Path, label: str, fingerprint: str) -> Array:
         InputError: no such array, or not uint8 (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4).
     """
     member = _choose(path, label) if path.suffix.lower() == ".npz" else None
-    with _opened(path, member) as file:
+    with naming(label), _opened(path, member) as file:
         shape, fortran, dtype = _read_header(file)
     _check(label, shape, dtype, fortran)
     n, height, width, channels = (*shape, 1)[:4]
@@ -68,7 +68,7 @@ def open_row(chunk: Chunk, index: int) -> Pixels:
 
 def _choose(path: Path, label: str) -> int:
     arrays: dict[str, tuple[int, str]] = {}
-    with open_zip(path) as archive:
+    with naming(label), open_zip(path) as archive:
         for position, info in enumerate(archive.infolist()):
             name = info.filename.removesuffix(".npy")
             with member_errors(), archive.open(info) as file:
@@ -115,7 +115,7 @@ def _opened(path: Path, member: int | None) -> Iterator[IO[bytes]]:
     try:
         plain = path.open("rb")
     except OSError as error:
-        raise InputError(f"{printable(path)} cannot be opened: {error.strerror}") from error
+        raise InputError(f"it cannot be opened: {error.strerror}") from error
     with plain:
         yield plain
 

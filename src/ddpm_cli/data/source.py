@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from bisect import insort
 from collections import Counter
@@ -148,6 +149,15 @@ def is_image_name(name: str) -> bool:
     """Whether a file claims to be an image. What macOS adds to archives (``._x.png``, ``__MACOSX/``) does not count."""
     path = PurePosixPath(name)
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith("._") and "__MACOSX" not in path.parts
+
+
+@contextlib.contextmanager
+def naming(label: str) -> Iterator[None]:
+    """Put the name of the source in front of what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from error
 
 
 def no_images(label: str, tally: Tally) -> InputError:

@@ -88,7 +88,7 @@ def run(task: Task, chunks: Iterator[Chunk], workers: int) -> Iterator[tuple[Chu
     with contextlib.closing(done):
         for chunk, reply in done:
             if reply.refused is not None:
-                raise InputError(reply.refused)
+                raise InputError(f"{printable(task.path)}: {reply.refused}")
             if reply.disk is not None:
                 raise OSError(reply.disk, os.strerror(reply.disk))
             yield chunk, reply

@@ -1,0 +1,101 @@
+"""What more than one test file uses: the program run as a process, and the rule for tests that need a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import hypothesis
+import pytest
+
+import ddpm_cli
+
+# Read when torch is first imported, here and in every process that a test starts: results and timings that do not
+# depend on the number of cores.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "2"
+
+# A busy machine is no reason to fail; a failure prints what reproduces it.
+hypothesis.settings.register_profile("ddpm", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("ddpm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where there is none; torch is imported only if there is such a test."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of the program that has ended."""
+
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of stdout, as text."""
+        return self.stdout.decode().splitlines()
+
+
+class Ddpm(Protocol):
+    """The `ddpm` fixture."""
+
+    def __call__(
+        self,
+        *args: str | Path,
+        stdin: bytes = b"",
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 120,
+    ) -> Finished:
+        """Run ``ddpm ARGS``; the environment is `ddpm_env` with ``env`` on top, the current folder ``tmp_path``."""
+
+
+@pytest.fixture
+def ddpm_env(tmp_path: Path) -> dict[str, str]:
+    """An environment for the program in which neither the user's settings nor a network play a part."""
+    ours = ("DDPM_", "_DDPM_", "HF_", "COLUMNS", "LINES", "FORCE_COLOR", "PYTHONWARNINGS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return env | {
+        "DDPM_CACHE": str(tmp_path / "ddpm-cache"),
+        "HF_HOME": str(tmp_path / "hf-home"),
+        "HF_HUB_OFFLINE": "1",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "COLUMNS": "100",
+        # The same code as in this process, wherever the child runs.
+        "PYTHONPATH": str(Path(ddpm_cli.__file__).parents[1]),
+    }
+
+
+@pytest.fixture
+def ddpm(tmp_path: Path, ddpm_env: dict[str, str]) -> Ddpm:
+    """``ddpm("sample", "-n", "4")`` runs the program as a process and returns what came of it."""
+
+    def run(
+        *args: str | Path,
+        stdin: bytes = b"",
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 120,
+    ) -> Finished:
+        command = [sys.executable, "-m", "ddpm_cli", *map(str, args)]
+        done = subprocess.run(
+            command, input=stdin, env=ddpm_env | (env or {}), cwd=cwd or tmp_path, timeout=timeout, capture_output=True
+        )
+        return Finished(done.returncode, done.stdout, done.stderr.decode(errors="backslashreplace"))
+
+    return run
