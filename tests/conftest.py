@@ -14,10 +14,11 @@ import pytest
 
 import ddpm_cli
 
-# Read when torch is first imported, here and in every process that a test starts: results and timings that do not
-# depend on the number of cores.
+# Read when torch is first imported, here and in every process that a test starts. One thread: the networks of the
+# tests are tiny, results do not depend on the number of cores, and threads that wait for each other on a busy machine
+# take ten times as long.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "2"
+    os.environ[variable] = "1"
 
 # A busy machine is no reason to fail; a failure prints what reproduces it.
 hypothesis.settings.register_profile("ddpm", deadline=None, print_blob=True)

@@ -67,9 +67,7 @@ class UNet(nn.Module):
         """
         self.config.check_size((x.shape[2], x.shape[3]))
         masks = self._draw_masks(x) if self.training and self.config.dropout > 0 else []
-        x = x.to(memory_format=torch.channels_last)
-        if self.config.center_input_sample:
-            x = 2 * x - 1
+        x = (2 * x - 1 if self.config.center_input_sample else x).to(memory_format=torch.channels_last)
         waves = self.time_proj(t) if self.config.time_embedding_type == "learned" else sinusoids(t, self.config)
         # Every residual block starts with the activation of the embedding, so it is taken once.
         emb = ACTIVATIONS[self.config.act_fn](self.time_embedding(waves))
@@ -100,11 +98,10 @@ class UNet(nn.Module):
         batch, _, height, width = x.shape
         masks = []
         for channels, level in dropout_sites(self.config):
-            # Memory in the order of channels_last. On a CPU comparing uniform numbers takes half of bernoulli_'s time.
-            uniform = torch.rand(
-                (batch, height >> level, width >> level, channels), generator=self.generator, device=x.device
-            )
-            masks.append((uniform >= self.config.dropout).permute(0, 3, 1, 2))
+            shape = (batch, channels, height >> level, width >> level)
+            uniform = torch.empty(shape, device=x.device, memory_format=torch.channels_last)
+            # On a CPU comparing uniform numbers takes half the time of bernoulli_.
+            masks.append(uniform.uniform_(generator=self.generator) >= self.config.dropout)
         return masks[::-1]
 
 

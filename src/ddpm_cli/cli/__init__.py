@@ -33,8 +33,18 @@ Examples:
 """
 
 
+class ReaderLeft(Exception):  # noqa: N818
+    """Whoever read our output has gone. Not an `OSError`, which click would end with its own exit code."""
+
+
 class LazyGroup(click.Group):
     """Commands by name, each imported from the module of its name when it is first needed."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderLeft from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -83,15 +93,16 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; every error ends here, as one line on stderr and an exit code."""
     try:
         code = group.main(args, prog_name="ddpm", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _say("error: interrupted")
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has gone; what is still buffered must not raise again at exit.
+    except (ReaderLeft, BrokenPipeError):
+        # What is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except DdpmError as error:

@@ -33,7 +33,13 @@ Examples:
 
 @click.command("noise", cls=Command, epilog=EPILOG)
 @click.argument("image", metavar="IMG", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--t", "times", type=IntList(), help="Step(s) of the forward process, 0 to T.  [default: T/2]")
+@click.option(
+    "--t",
+    "times",
+    envvar="DDPM_NOISE_T",
+    type=IntList(),
+    help="Step(s) of the forward process, 0 to T.  [default: T/2]",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="[default: <stem>-t500.png]")
 @click.option("--schedule", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True)
 @click.option("--timesteps", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="T.")

@@ -46,7 +46,13 @@ Examples:
 @click.option("--steps", type=click.IntRange(1), help="Of the reverse chain.  [default: all T; ddim: 50]")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Noise of ddim, 0 none, 1 as Algorithm 2.  [default: 0]")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
-@click.option("--grid", "cells", type=GridType(), help="Rows x columns of the sheet.  [default: nearly square]")
+@click.option(
+    "--grid",
+    "cells",
+    envvar="DDPM_SAMPLE_GRID",
+    type=GridType(),
+    help="Rows x columns of the sheet.  [default: nearly square]",
+)
 @click.option("--scale", type=click.IntRange(1, 64), help="Enlarge pixels on a sheet.  [default: tiles of 32 or more]")
 @click.option(
     "--like", type=click.Path(path_type=Path, dir_okay=False), help="Take every setting not given from this PNG."

@@ -34,7 +34,13 @@ To resume, run the same command again.
     show_default=True,
     help="The network and its training; cifar10 and 256 are the paper's.",
 )
-@click.option("--from", "start", metavar="MODEL", help="Fine-tune this model instead of starting from random weights.")
+@click.option(
+    "--from",
+    "start",
+    envvar="DDPM_TRAIN_FROM",
+    metavar="MODEL",
+    help="Fine-tune this model instead of starting from random weights.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps.  [default: by preset]")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a step.  [default: by preset]")
 @click.option("--accumulate", type=click.IntRange(1), help="Compute a batch in so many parts, to save memory.")

@@ -38,8 +38,9 @@ class Skip:
     examples: tuple[str, ...]
 
     def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.examples) else ""
-        return f"{self.count} skipped, {self.reason}: {', '.join(self.examples)}{more}"
+        others = self.count - len(self.examples)
+        more = f" and {others:,} more" if others else ""
+        return f"{self.count:,} skipped, {self.reason}: {', '.join(self.examples)}{more}"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -1,0 +1,133 @@
+"""What holds for every command: help, errors, exit codes, streams."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Ddpm
+from ddpm_cli.cli import COMMANDS
+
+LOADED = "import sys; from ddpm_cli.cli import run; run(sys.argv[1:]); print(sorted(sys.modules), file=sys.stderr)"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples_before_options(ddpm: Ddpm, command: str, flag: str) -> None:
+    done = ddpm(command, flag)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    text = done.stdout.decode()
+    assert text.startswith(f"Usage: ddpm {command} ")
+    assert 0 < text.index("Examples:\n") < text.index(f"  ddpm {command} ") < text.index("Options:\n")
+
+
+def test_group_help_lists_every_command(ddpm: Ddpm) -> None:
+    done = ddpm("--help")
+    assert done.returncode == 0
+    for command, summary in COMMANDS.items():
+        assert f"{command} " in done.stdout.decode()
+        assert summary in done.stdout.decode()
+
+
+def test_version(ddpm: Ddpm) -> None:
+    import ddpm_cli
+
+    assert ddpm("--version").lines == [f"ddpm, version {ddpm_cli.__version__}"]
+
+
+@pytest.mark.parametrize("args", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
+def test_help_imports_neither_torch_nor_numpy_nor_rich(args: list[str], ddpm_env: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, *args], env=ddpm_env, capture_output=True, text=True)
+    loaded = done.stderr
+    assert "'ddpm_cli.cli'" in loaded
+    # noise does its work with numpy, and is a door and a room in one
+    heavy = ["torch", "rich", "huggingface_hub"] + ([] if "noise" in args else ["numpy", "PIL"])
+    assert [name for name in heavy if f"'{name}'" in loaded] == []
+
+
+def test_no_command_at_all_shows_help_and_is_a_usage_error(ddpm: Ddpm) -> None:
+    done = ddpm()
+    assert done.returncode == 2
+    assert "Usage: ddpm" in done.stderr + done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["frobnicate"], ["No such command", "frobnicate"]),
+        (["sample", "--sed", "1"], ["No such option", "--seed"]),
+        (["sample", "-n", "0"], ["-n", "0"]),
+        (["train"], ["IMAGES"]),
+        (["sample", "--grid", "4by4"], ["4by4", "height x width"]),
+        (["train", "x", "--max-time", "soon"], ["soon", "90s"]),
+        (["noise", "x.png", "--t", "a,b"], ["a,b", "0,250,500"]),
+    ],
+    ids=str,
+)
+def test_usage_errors_exit_2_and_say_what(ddpm: Ddpm, args: list[str], words: list[str]) -> None:
+    done = ddpm(*args)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_traceback_only_on_request(ddpm: Ddpm) -> None:
+    missing = "no\x1b[31msuch"
+    plain = ddpm("noise", missing)
+    assert plain.returncode == 3
+    assert plain.stderr == "error: there is no file no\\x1b[31msuch\n"
+    assert "Traceback" in ddpm("noise", missing, env={"DDPM_DEBUG": "1"}).stderr
+
+
+def test_options_come_from_the_environment(ddpm: Ddpm) -> None:
+    done = ddpm("noise", "x.png", env={"DDPM_NOISE_TIMESTEPS": "10", "DDPM_NOISE_T": "11"})
+    assert done.returncode == 2
+    assert "--t 11 is outside 0..10" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "", "cpu:x"])
+def test_a_device_that_is_missing_is_an_error(ddpm: Ddpm, device: str) -> None:
+    done = ddpm("train", "builtin:digits", "--device", device, "--dry-run")
+    assert done.returncode == 2
+    assert "--device" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(ddpm: Ddpm, shell: str) -> None:
+    done = ddpm(env={"_DDPM_COMPLETE": f"{shell}_source"})
+    assert done.returncode == 0
+    assert b"_DDPM_COMPLETE" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error(ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    picture = tmp_path / "p.png"
+    from ddpm_cli.pixels import encode_png, to_image
+    from ddpm_cli.rng import integers
+
+    picture.write_bytes(encode_png(to_image(integers(0, 256, 3 * 400 * 400, 0, "p").reshape(400, 400, 3).astype("u1"))))
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "ddpm_cli", "noise", str(picture), "-o", "-"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env=ddpm_env,
+        text=True,
+    )
+    os.close(write)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "rror" not in done.stderr
+
+
+def test_closed_standard_streams_do_not_crash(ddpm_env: dict[str, str]) -> None:
+    for redirection in ("<&-", ">&-", "2>&-"):
+        done = subprocess.run(f"{sys.executable} -m ddpm_cli --version {redirection}", shell=True, env=ddpm_env)
+        assert done.returncode == 0, redirection

@@ -1,0 +1,498 @@
+"""Packs: kept and found again, repaired, written by many processes, on full disks and in little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm_cli
+from ddpm_cli import data
+from ddpm_cli.data.images import MANIFEST, NAMES, PIXELS
+from ddpm_cli.data.workers import count_workers
+from ddpm_cli.errors import DdpmError, DiskError, InputError
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(ddpm_cli.__file__).parents[1]))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """200 images of 16x12 of all kinds, 3 of them damaged: the first, the last and one amid."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(21)
+    for index in range(200):
+        image = Image.fromarray(rng.integers(0, 256, (16, 12, 3 + index % 2), dtype=np.uint8))
+        image.save(tmp_path / "images" / f"{index:03}.png")
+    for index in (0, 77, 199):
+        (tmp_path / "images" / f"{index:03}.png").write_bytes(b"damaged")
+    return tmp_path / "images"
+
+
+def packs(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "packs").iterdir())
+
+
+def run_python(code: str, *arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+# Kept and found again
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "npy"])
+def test_the_second_start_reads_no_image(folder: Path, tmp_path: Path, kind: str) -> None:
+    path = folder
+    if kind == "tar":
+        path = Path(shutil.make_archive(str(tmp_path / "x"), "gztar", folder))
+    elif kind == "npy":
+        path = tmp_path / "x.npy"
+        np.save(path, np.random.default_rng(1).integers(0, 256, (50, 8, 8), dtype=np.uint8))
+    first = data.open_images(path)
+    for file in [path] if path.is_file() else list(path.iterdir()):  # nothing is left of it but its name, size and time
+        info = file.stat()
+        if kind == "npy":
+            content = bytearray(file.read_bytes())
+            content[128:] = bytes(len(content) - 128)
+            file.write_bytes(content)
+        else:
+            file.write_bytes(bytes(info.st_size))
+        os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
+    source = data.find_source(path)
+    survey = data.scan(source)
+    assert (survey.total, list(survey)) == (0, [])
+    stage = data.pack(source, survey.result(), first.shape[1:3], first.shape[3])
+    assert (stage.total, list(stage)) == (0, [])
+    second = data.open_images(path)
+    assert second.digest == first.digest
+    np.testing.assert_array_equal(second.take(range(len(first))), first.take(range(len(first))))
+    assert list(second.names()) == list(first.names())
+    assert (second.skipped, second.notes) == (first.skipped, first.notes)
+
+
+def test_a_survey_comes_back_as_it_was(folder: Path) -> None:
+    source = data.find_source(folder)
+    survey = data.scan(source).result()
+    assert (survey.images, survey.colour, survey.transparent, survey.skipped[0].count) == (197, 197, 99, 3)
+    assert data.scan(source).result() == survey
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "touched", "grown"])
+def test_a_folder_that_changed_is_packed_again(folder: Path, cache: Path, change: str) -> None:
+    data.open_images(folder)
+    before = packs(cache)
+    file = folder / "100.png"
+    if change == "added":
+        shutil.copy(file, folder / "new.png")
+    elif change == "removed":
+        file.unlink()
+    elif change == "renamed":
+        file.rename(folder / "100a.png")
+    elif change == "touched":
+        os.utime(file, (1, 1))
+    else:
+        file.write_bytes(file.read_bytes() + b"\0")
+    source = data.find_source(folder)
+    assert data.scan(source).total == source.count
+    images = data.open_images(folder)
+    assert len(images) == 197 + {"added": 1, "removed": -1}.get(change, 0)
+    assert packs(cache) != before
+    assert len(packs(cache)) == 1  # what was made from its earlier state is gone
+
+
+def test_each_size_and_number_of_channels_has_its_pack(folder: Path, cache: Path) -> None:
+    shapes = [data.open_images(folder, size, channels).shape for size in ((8, 8), (8, 16)) for channels in (1, 3)]
+    assert shapes == [(197, 8, 8, 1), (197, 8, 8, 3), (197, 8, 16, 1), (197, 8, 16, 3)]
+    assert len(packs(cache)) == 4
+    assert len(list((cache / "surveys").iterdir())) == 1
+
+
+@pytest.mark.parametrize("file", [PIXELS, NAMES, MANIFEST])
+@pytest.mark.parametrize("damage", ["cut", "grown", "gone", "empty"])
+def test_a_pack_that_was_damaged_is_made_again(folder: Path, cache: Path, file: str, damage: str) -> None:
+    first = data.open_images(folder)
+    target = cache / "packs" / packs(cache)[0] / file
+    content = target.read_bytes()
+    if damage == "gone":
+        target.unlink()
+    else:
+        target.write_bytes({"cut": content[:-1], "grown": content + b"}", "empty": b""}[damage])
+    second = data.open_images(folder)
+    assert second.digest == first.digest
+    assert list(second.names()) == list(first.names())
+    assert target.read_bytes() == content
+    assert len(packs(cache)) == 1
+
+
+def test_a_pack_that_is_cut_while_it_is_open_is_an_error_and_no_crash(folder: Path, cache: Path) -> None:
+    images = data.open_images(folder)
+    os.truncate(cache / "packs" / packs(cache)[0] / PIXELS, 1000)
+    with pytest.raises(InputError, match="was cut while it was read"):
+        images.take([150])
+
+
+def test_an_open_pack_outlives_its_file(folder: Path, cache: Path) -> None:
+    images = data.open_images(folder)
+    expected = images.take(range(197))
+    shutil.rmtree(cache)
+    np.testing.assert_array_equal(images.take(range(197)), expected)
+
+
+@pytest.mark.parametrize("survey", ["", "[]", "null", '{"images": 3}', "{"])
+def test_a_damaged_survey_is_made_again(folder: Path, cache: Path, survey: str) -> None:
+    first = data.scan(data.find_source(folder)).result()
+    (file,) = (cache / "surveys").iterdir()
+    file.write_text(survey)
+    assert data.scan(data.find_source(folder)).result() == first
+
+
+def test_what_dead_packers_left_is_removed_once_it_is_old(folder: Path, cache: Path) -> None:
+    for name, age in (("old", 2 * 86400), ("young", 3600)):
+        left = cache / "packs" / f".tmp-{name}"
+        left.mkdir(parents=True)
+        (left / PIXELS).write_bytes(b"0")
+        for path in (left / PIXELS, left):
+            os.utime(path, (time.time() - age,) * 2)
+    data.open_images(folder)
+    assert packs(cache)[0] == ".tmp-young"
+    assert len(packs(cache)) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"DDPM_CACHE": "/a/b", "XDG_CACHE_HOME": "/c"}, "/a/b"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/ddpm"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/h"}, "/h/.cache/ddpm"),
+        ({"HOME": "/h"}, "/h/.cache/ddpm"),
+    ],
+)
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    for name in ("DDPM_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    from ddpm_cli.data.cache import cache_folder
+
+    assert cache_folder() == Path(expected)
+
+
+# Processes
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "npy"])
+def test_any_number_of_processes_gives_the_same(folder: Path, tmp_path: Path, cache: Path, kind: str) -> None:
+    path = folder
+    if kind in ("zip", "tar"):
+        path = Path(shutil.make_archive(str(tmp_path / "x"), kind, folder))
+    elif kind == "npy":
+        path = tmp_path / "x.npy"
+        np.save(path, np.random.default_rng(1).integers(0, 256, (300, 9, 10, 4), dtype=np.uint8))
+    results = []
+    for workers in (1, 2, 3):
+        shutil.rmtree(cache, ignore_errors=True)
+        source = data.find_source(path)
+        scan = data.scan(source, workers)
+        assert sum(scan) == scan.total
+        pack = data.pack(source, scan.result(), (8, 12), 3, workers)
+        assert sum(pack) == pack.total == source.extent
+        images = pack.result()
+        manifest = next((cache / "packs").iterdir()) / MANIFEST
+        results.append((scan.result(), images.digest, [*images.names()], manifest.read_text()))
+        in_memory = data.Images.from_array(images.take(range(len(images))))
+        assert in_memory.digest == images.digest == json.loads(manifest.read_text())["digest"]
+    assert results[0] == results[1] == results[2]
+    assert len(results[0][2]) == (300 if kind == "npy" else 197)
+
+
+def test_the_number_of_processes_suits_the_work() -> None:
+    assert count_workers(10_000, 10**9, wanted=3) == 3
+    assert count_workers(100, 300_000) == count_workers(1, 3_000_000) == 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert count_workers(1_000_000, 10**9) == count_workers(300, 10**9) == min(cores or 1, 32)
+
+
+def test_only_numpy_and_pil_are_imported() -> None:
+    code = "import sys, ddpm_cli.data.workers; print([m for m in ('torch', 'click', 'rich', 'multiprocessing') if m in sys.modules])"
+    done = run_python(code)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+CAREFREE = """
+import sys
+from ddpm_cli import data
+source = data.find_source(sys.argv[-1])
+survey = data.scan(source, 2).result()
+print(data.pack(source, survey, (8, 8), 3, 2).result().shape)
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "-c", "stdin", "no stderr", "python path changed"])
+def test_any_program_may_use_several_processes(folder: Path, tmp_path: Path, how: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(CAREFREE)
+    python = sys.executable
+    if how == "script":
+        done = subprocess.run([python, script, folder], capture_output=True, check=False)
+    elif how == "-c":
+        done = subprocess.run([python, "-c", CAREFREE, folder], capture_output=True, check=False)
+    elif how == "no stderr":
+        done = subprocess.run(
+            f"exec {python} {script} {folder} 2>&- <&-", shell=True, stdout=subprocess.PIPE, check=False
+        )
+    elif how == "stdin":
+        done = subprocess.run([python, "-", folder], input=CAREFREE.encode(), capture_output=True, check=False)
+    else:
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        code = f"import sys; sys.path.insert(0, {os.environ['PYTHONPATH']!r})\n{CAREFREE}"
+        done = subprocess.run([python, "-c", code, folder], capture_output=True, check=False, env=env)
+    assert (done.stdout, done.stderr or b"", done.returncode) == (b"(197, 8, 8, 3)\n", b"", 0)
+
+
+def test_a_process_that_dies_is_an_error_that_says_where(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddpm_cli.data.workers._START", "import os, sys; sys.stdin.buffer.readline(); os.abort()")
+    source = data.find_source(folder)
+    with pytest.raises(DdpmError, match="ended by signal 6"):
+        data.scan(source, 2).result()
+
+
+@pytest.fixture
+def slow_folder(tmp_path: Path) -> Path:
+    """40 names of one large image, which take seconds to pack."""
+    (tmp_path / "slow").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(tmp_path / "slow" / "0.png", compress_level=1)
+    for index in range(1, 40):
+        os.link(tmp_path / "slow" / "0.png", tmp_path / "slow" / f"{index}.png")
+    return tmp_path / "slow"
+
+
+SLOW = """
+import sys
+from ddpm_cli import data
+source = data.find_source(sys.argv[1])
+survey = data.scan(source, 1).result()
+for _ in data.pack(source, survey, (8, 8), 3, 2):
+    print("packing", flush=True)
+"""
+
+
+@pytest.fixture
+def packer(slow_folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A program in the middle of packing."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW, slow_folder], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "packing\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def wait_until_dead(pids: list[int], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < end, "processes were left behind"
+        time.sleep(0.02)
+
+
+@LINUX
+@pytest.mark.parametrize("to_all", [False, True])
+def test_an_interrupt_leaves_nothing_behind(packer: subprocess.Popen[str], cache: Path, to_all: bool) -> None:
+    workers = children(packer.pid)
+    assert len(workers) == 2
+    for pid in [*workers, packer.pid] if to_all else [packer.pid]:
+        os.kill(pid, signal.SIGINT)
+    _, stderr = packer.communicate(timeout=20)
+    assert packer.returncode == -signal.SIGINT
+    assert stderr.count("Traceback") == 1  # the parent's own
+    assert packs(cache) == []
+    wait_until_dead(workers, 1)
+
+
+@LINUX
+def test_a_packer_that_is_killed_leaves_no_processes_and_does_no_harm(
+    packer: subprocess.Popen[str], cache: Path, slow_folder: Path
+) -> None:
+    workers = children(packer.pid)
+    packer.kill()
+    packer.wait()
+    wait_until_dead(workers, 10)
+    assert [name[:5] for name in packs(cache)] == [".tmp-"]
+    for index in range(3, 40):
+        (slow_folder / f"{index}.png").unlink()
+    assert len(data.open_images(slow_folder)) == 3
+
+
+def test_a_stage_that_is_left_leaves_nothing_behind(folder: Path, cache: Path) -> None:
+    source = data.find_source(folder)
+    stage = data.pack(source, data.scan(source).result(), (8, 8), 3, 2)
+    next(iter(stage))
+    assert packs(cache)[0].startswith(".tmp-")
+    del stage
+    assert packs(cache) == []
+
+
+def test_packers_at_once_do_each_other_no_harm(folder: Path, cache: Path) -> None:
+    code = "import sys; from ddpm_cli import data; print(data.open_images(sys.argv[1], (24, 24)).digest)"
+    command = [sys.executable, "-c", code, str(folder)]
+    packers = [subprocess.Popen(command, stdout=-1, stderr=-1, text=True) for _ in range(4)]
+    results = {packer.communicate(timeout=60) for packer in packers}
+    assert len(results) == 1
+    assert data.open_images(folder, (24, 24)).digest == next(iter(results))[0].strip()
+    assert len(packs(cache)) == 1
+
+
+# Full disks
+
+
+def test_a_disk_that_is_too_small_is_noticed_before(folder: Path, cache: Path) -> None:
+    source = data.find_source(folder)
+    survey = data.scan(source).result()
+    with pytest.raises(
+        DiskError, match=r"needs 151,\d\d\d,\d\d\d.\d MiB in .*, where [\d,.]+ MiB are free.*DDPM_CACHE"
+    ) as failure:
+        data.pack(source, survey, (16384, 16384), 3).result()
+    assert failure.value.exit_code == 7
+    assert packs(cache) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_may_not_grow_is_an_error_and_leaves_nothing(folder: Path, cache: Path, workers: int) -> None:
+    code = """
+        import resource, sys
+        from ddpm_cli import data
+        source = data.find_source(sys.argv[1])
+        survey = data.scan(source).result()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        data.pack(source, survey, (16, 12), 3, int(sys.argv[2])).result()
+    """
+    done = run_python(code, folder, workers)
+    assert "DiskError: cannot write" in done.stderr
+    assert "would be larger than the limit" in done.stderr
+    assert packs(cache) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk, as root")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up_meanwhile_is_an_error_and_leaves_nothing(folder: Path, cache: Path, workers: int) -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        from ddpm_cli import data
+        source = data.find_source(sys.argv[1])
+        cache = Path(os.environ["DDPM_CACHE"])
+        survey = data.scan(source).result()
+        stage = iter(data.pack(source, survey, (64, 64), 3, int(sys.argv[2])))
+        next(stage)
+        with (cache / "filler").open("wb") as file:
+            try:
+                while file.write(bytes(65536)):
+                    file.flush()
+            except OSError:
+                pass
+        try:
+            list(stage)
+        finally:
+            print(sorted(os.listdir(cache / "packs")))
+    """
+    cache.mkdir()
+    mount = f'mount -t tmpfs -o size=4m none {cache} && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run([*command, folder, str(workers)], capture_output=True, text=True, timeout=60, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no private mounts here: {done.stderr}")
+    assert "DiskError: cannot write" in done.stderr
+    assert "no space left on the disk" in done.stderr
+    assert done.stdout == "[]\n"
+
+
+def test_a_cache_that_cannot_be_made_is_an_error(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "file" / "cache"))
+    survey = data.scan(data.find_source(folder)).result()  # a look alone needs no cache
+    assert survey.images == 197
+    with pytest.raises(DiskError, match="a part of the path is a file"):
+        data.open_images(folder)
+
+
+# Memory
+
+MEASURE = """
+    import resource, sys
+    import numpy, PIL.Image
+    def peak(who=resource.RUSAGE_SELF):
+        return resource.getrusage(who).ru_maxrss // 1024
+    bare = peak()
+    from ddpm_cli import data
+    images = data.open_images(sys.argv[1])
+    rng = numpy.random.default_rng(0)
+    for _ in range(200):
+        images.take(rng.integers(0, len(images), 128))
+    print(len(images), peak() - bare, peak(resource.RUSAGE_CHILDREN))
+"""
+
+
+@LINUX
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    peaks = []
+    rng = np.random.default_rng(3)
+    originals = [tmp_path / f"{index}.png" for index in range(20)]
+    for path in originals:
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    for n in (1_000, 10_000):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        for index in range(n):
+            os.link(originals[index % 20], folder / f"{index:05}.png")
+        done = run_python(MEASURE, folder)
+        count, above, child = map(int, done.stdout.split())
+        assert count == n
+        peaks.append(above)
+        assert child < 150
+    assert max(peaks) < 100
+    assert peaks[1] - peaks[0] < 20
+
+
+@LINUX
+def test_memory_does_not_grow_with_the_bytes_of_the_pack(tmp_path: Path) -> None:
+    array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (100_000, 32, 32, 3))
+    array[::1000] = 7
+    array.flush()
+    del array
+    code = MEASURE.replace("range(200)", "range(800)")
+    done = run_python(code, tmp_path / "x.npy")
+    count, above, child = map(int, done.stdout.split())
+    assert count == 100_000
+    assert above < 60
+    assert child < 150
