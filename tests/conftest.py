@@ -100,3 +100,47 @@ def ddpm(tmp_path: Path, ddpm_env: dict[str, str]) -> Ddpm:
         return Finished(done.returncode, done.stdout, done.stderr.decode(errors="backslashreplace"))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with one checkpoint of a network of random weights: 8x8 grey, T = 20, step 7. Not to be changed."""
+    import torch
+
+    from ddpm_cli.checkpoint import Snapshot, publish
+    from ddpm_cli.config import DiffusionConfig, UNetConfig
+    from ddpm_cli.unet import build, init_weights
+
+    config = UNetConfig(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=None,
+        norm_num_groups=4,
+    )
+    unet = build(config, "cpu")
+    generator = torch.Generator().manual_seed(1)
+    init_weights(unet, generator)
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.2, generator=generator)  # or it would predict 0
+    weights = unet.state_dict()
+    moments = {
+        f"{name}.{moment}": torch.zeros_like(w) for name, w in weights.items() for moment in ("exp_avg", "exp_avg_sq")
+    }
+    snapshot = Snapshot(
+        step=7,
+        unet=config,
+        diffusion=DiffusionConfig(timesteps=20, beta_end=0.3),
+        ema=weights,
+        weights=weights,
+        optimizer=moments,
+        loss_sum=0.0,
+        loss_count=0,
+    )
+    run = tmp_path_factory.mktemp("models") / "tiny"
+    (run / "checkpoints").mkdir(parents=True)
+    publish(run, snapshot, keep=1)
+    return run

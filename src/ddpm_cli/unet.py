@@ -67,7 +67,9 @@ class UNet(nn.Module):
         """
         self.config.check_size((x.shape[2], x.shape[3]))
         masks = self._draw_masks(x) if self.training and self.config.dropout > 0 else []
-        x = (2 * x - 1 if self.config.center_input_sample else x).to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+        if self.config.center_input_sample:
+            x = 2 * x - 1
         waves = self.time_proj(t) if self.config.time_embedding_type == "learned" else sinusoids(t, self.config)
         # Every residual block starts with the activation of the embedding, so it is taken once.
         emb = ACTIVATIONS[self.config.act_fn](self.time_embedding(waves))

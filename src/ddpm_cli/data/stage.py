@@ -22,17 +22,26 @@ class Stage(Generic[T]):
         self.label = label
         self.total = total
         self._work = work
-        self._result: list[T] = []
+        self._result: T | None = None
 
     def __iter__(self) -> Iterator[int]:
-        if not self._result:
-            self._result = [(yield from self._work)]
+        return self
+
+    def __next__(self) -> int:
+        try:
+            return next(self._work)
+        except StopIteration as end:
+            if end.value is not None:
+                self._result = end.value
+            raise
 
     def result(self) -> T:
         """The result; what is left of the work is done first."""
         for _ in self:
             pass
-        return self._result[0]
+        if self._result is None:
+            raise RuntimeError(f"{self.label} ended with an error, so it has no result")
+        return self._result
 
 
 def finished(label: str, result: T) -> Stage[T]:

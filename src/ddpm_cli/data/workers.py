@@ -9,6 +9,7 @@ its stdout. A process whose stdin ends, because its parent is done or dead, ends
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -108,11 +109,12 @@ def count_workers(count: int | None, nbytes: int, wanted: int | None = None) -> 
 def main() -> None:
     """What a worker process runs: a task from stdin, then chunks, with a reply to each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    # A copy beyond 2, which is free, and would be chosen, where the parent has no stderr.
+    requests, replies = sys.stdin.buffer, os.fdopen(fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3), "wb")
     # What libraries of C print is lost: it would get between the replies, or on the user's screen (libtiff explains
     # there what is wrong with a damaged file, without its name). Python's own traceback is not.
     if sys.stderr is not None:
-        sys.stderr = os.fdopen(os.dup(2), "w")
+        sys.stderr = os.fdopen(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3), "w")
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     fields = json.loads(requests.readline() or "null")
