@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -82,9 +84,25 @@ def ddpm_env(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    """The process that forks the program's processes; see zygote.py."""
+    script = Path(__file__).with_name("zygote.py")
+    env = os.environ | {"PYTHONPATH": str(Path(ddpm_cli.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, str(script)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 @pytest.fixture
-def ddpm(tmp_path: Path, ddpm_env: dict[str, str]) -> Ddpm:
+def ddpm(
+    zygote: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, ddpm_env: dict[str, str]
+) -> Ddpm:
     """``ddpm("sample", "-n", "4")`` runs the program as a process and returns what came of it."""
+    streams = tmp_path_factory.mktemp("streams")
 
     def run(
         *args: str | Path,
@@ -93,11 +111,21 @@ def ddpm(tmp_path: Path, ddpm_env: dict[str, str]) -> Ddpm:
         cwd: Path | None = None,
         timeout: float = 120,
     ) -> Finished:
-        command = [sys.executable, "-m", "ddpm_cli", *map(str, args)]
-        done = subprocess.run(
-            command, input=stdin, env=ddpm_env | (env or {}), cwd=cwd or tmp_path, timeout=timeout, capture_output=True
-        )
-        return Finished(done.returncode, done.stdout, done.stderr.decode(errors="backslashreplace"))
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+        files = {name: streams / name for name in ("stdin", "stdout", "stderr")}
+        files["stdin"].write_bytes(stdin)
+        request = {
+            "args": [str(arg) for arg in args],
+            "cwd": str(cwd or tmp_path),
+            "env": ddpm_env | (env or {}),
+            "timeout": timeout,
+            **{name: str(file) for name, file in files.items()},
+        }
+        zygote.stdin.write(json.dumps(request) + "\n")
+        zygote.stdin.flush()
+        code = int(zygote.stdout.readline())
+        return Finished(code, files["stdout"].read_bytes(), files["stderr"].read_text(errors="backslashreplace"))
 
     return run
 

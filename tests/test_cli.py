@@ -106,6 +106,13 @@ def test_shell_completion(ddpm: Ddpm, shell: str) -> None:
     assert b"_DDPM_COMPLETE" in done.stdout
 
 
+def test_both_ways_to_start_the_program(ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("ddpm")
+    for command in ([sys.executable, "-m", "ddpm_cli"], [str(script)]):
+        done = subprocess.run([*command, "--version"], env=ddpm_env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.startswith("ddpm, version ")
+
+
 def test_a_reader_that_leaves_is_no_error(ddpm_env: dict[str, str], tmp_path: Path) -> None:
     picture = tmp_path / "p.png"
     from ddpm_cli.pixels import encode_png, to_image

@@ -9,6 +9,7 @@ import struct
 import sys
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -377,7 +378,7 @@ def test_damaged_images_are_skipped_with_a_reason(folder: Path) -> None:
         "1 skipped, more than 16384x8192 pixels: bomb.png",
         "1 skipped, more than 16384 pixels a side: long.png (16385x1)",
         "floating-point pixels have no known scale; save it with 8 or 16 bits: float.tif",
-        "not an image that can be read:",
+        "not an image that can be read; PNG, JPEG, WEBP, GIF, BMP, TIFF are:",
         "damaged image:",
     ):
         assert expected in said
@@ -556,7 +557,7 @@ def test_links_and_devices_in_a_tar_are_names_only(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, target
             archive.addfile(info)
-    with pytest.raises(InputError, match="4 skipped, not a regular file: device.png, fifo.png, hard.png and 1 more"):
+    with pytest.raises(InputError, match=r"4 skipped, not a regular file: device\.png, fifo\.png"):
         data.open_images(tmp_path / "x.tar")
 
 
@@ -606,10 +607,22 @@ def test_a_zip_member_that_is_longer_than_it_says_is_not_read_further(tmp_path: 
 
 def test_a_tar_header_that_claims_gigabytes_is_refused(tmp_path: Path) -> None:
     header = tarfile.TarInfo("long")
-    header.type, header.size = tarfile.XHDTYPE, 8 * 2**30
+    header.type, header.size = tarfile.XHDTYPE, 7 * 2**30
     (tmp_path / "x.tar").write_bytes(header.tobuf() + b"\0" * 10240)
-    with pytest.raises(InputError, match="damaged one, after 0 images"):
+    with pytest.raises(InputError, match=f"damaged one, after 0 images .a header of {7 * 2**30} bytes"):
         data.open_images(tmp_path / "x.tar")
+
+
+def test_the_memory_that_a_tar_takes_does_not_grow_with_its_members(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("x.png", PNG)] + [(f"{index}.txt", b"") for index in range(5000)])
+    source = data.find_source(tmp_path / "x.tar")
+    tracemalloc.start()
+    try:
+        assert [chunk.names for chunk in source.chunks(source.tally)] == [("x.png",)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz", "x.npz", "x.npy"])

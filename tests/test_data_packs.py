@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -91,28 +93,28 @@ def test_the_second_start_reads_no_image(folder: Path, tmp_path: Path, kind: str
 def test_a_survey_comes_back_as_it_was(folder: Path) -> None:
     source = data.find_source(folder)
     survey = data.scan(source).result()
-    assert (survey.images, survey.colour, survey.transparent, survey.skipped[0].count) == (197, 197, 99, 3)
+    assert (survey.images, survey.colour, survey.transparent, survey.skipped[0].count) == (197, 197, 98, 3)
     assert data.scan(source).result() == survey
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "touched", "grown"])
 def test_a_folder_that_changed_is_packed_again(folder: Path, cache: Path, change: str) -> None:
-    data.open_images(folder)
+    data.open_images(folder, channels=3)
     before = packs(cache)
-    file = folder / "100.png"
+    file = folder / "101.png"
     if change == "added":
         shutil.copy(file, folder / "new.png")
     elif change == "removed":
         file.unlink()
     elif change == "renamed":
-        file.rename(folder / "100a.png")
+        file.rename(folder / "101a.png")
     elif change == "touched":
         os.utime(file, (1, 1))
     else:
         file.write_bytes(file.read_bytes() + b"\0")
     source = data.find_source(folder)
     assert data.scan(source).total == source.count
-    images = data.open_images(folder)
+    images = data.open_images(folder, channels=3)
     assert len(images) == 197 + {"added": 1, "removed": -1}.get(change, 0)
     assert packs(cache) != before
     assert len(packs(cache)) == 1  # what was made from its earlier state is gone
@@ -207,7 +209,7 @@ def test_any_number_of_processes_gives_the_same(folder: Path, tmp_path: Path, ca
         path = tmp_path / "x.npy"
         np.save(path, np.random.default_rng(1).integers(0, 256, (300, 9, 10, 4), dtype=np.uint8))
     results = []
-    for workers in (1, 2, 3):
+    for workers in (1, 2):
         shutil.rmtree(cache, ignore_errors=True)
         source = data.find_source(path)
         scan = data.scan(source, workers)
@@ -219,8 +221,18 @@ def test_any_number_of_processes_gives_the_same(folder: Path, tmp_path: Path, ca
         results.append((scan.result(), images.digest, [*images.names()], manifest.read_text()))
         in_memory = data.Images.from_array(images.take(range(len(images))))
         assert in_memory.digest == images.digest == json.loads(manifest.read_text())["digest"]
-    assert results[0] == results[1] == results[2]
+    assert results[0] == results[1]
     assert len(results[0][2]) == (300 if kind == "npy" else 197)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_damaged_images_leave_no_gap(folder: Path, workers: int) -> None:
+    source = data.find_source(folder)
+    images = data.pack(source, data.scan(source).result(), (16, 12), 4, workers).result()
+    names = sorted(path.name for path in folder.iterdir() if path.read_bytes() != b"damaged")
+    assert [*images.names()] == names
+    expected = [np.asarray(Image.open(folder / name).convert("RGBA")) for name in names]
+    np.testing.assert_array_equal(images.take(range(197)), expected)
 
 
 def test_the_number_of_processes_suits_the_work() -> None:
@@ -231,40 +243,45 @@ def test_the_number_of_processes_suits_the_work() -> None:
 
 
 def test_only_numpy_and_pil_are_imported() -> None:
-    code = "import sys, ddpm_cli.data.workers; print([m for m in ('torch', 'click', 'rich', 'multiprocessing') if m in sys.modules])"
+    code = "import sys, ddpm_cli.data.workers; print({'torch', 'click', 'rich', 'multiprocessing'} & set(sys.modules))"
     done = run_python(code)
-    assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 CAREFREE = """
 import sys
 from ddpm_cli import data
 source = data.find_source(sys.argv[-1])
-survey = data.scan(source, 2).result()
+survey = data.scan(source, 1).result()
 print(data.pack(source, survey, (8, 8), 3, 2).result().shape)
 """
 
 
-@pytest.mark.parametrize("how", ["script", "-c", "stdin", "no stderr", "python path changed"])
+@pytest.mark.parametrize("how", ["script", "-c", "stdin", "no stdin and stderr", "python path changed"])
 def test_any_program_may_use_several_processes(folder: Path, tmp_path: Path, how: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(CAREFREE)
-    python = sys.executable
-    if how == "script":
-        done = subprocess.run([python, script, folder], capture_output=True, check=False)
-    elif how == "-c":
-        done = subprocess.run([python, "-c", CAREFREE, folder], capture_output=True, check=False)
-    elif how == "no stderr":
-        done = subprocess.run(
-            f"exec {python} {script} {folder} 2>&- <&-", shell=True, stdout=subprocess.PIPE, check=False
-        )
+    env = dict(os.environ)
+    command, text = [sys.executable, script, folder], ""
+    if how == "-c":
+        command[1:2] = ["-c", CAREFREE]
     elif how == "stdin":
-        done = subprocess.run([python, "-", folder], input=CAREFREE.encode(), capture_output=True, check=False)
-    else:
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        code = f"import sys; sys.path.insert(0, {os.environ['PYTHONPATH']!r})\n{CAREFREE}"
-        done = subprocess.run([python, "-c", code, folder], capture_output=True, check=False, env=env)
-    assert (done.stdout, done.stderr or b"", done.returncode) == (b"(197, 8, 8, 3)\n", b"", 0)
+        command[1], text = "-", CAREFREE
+    elif how == "python path changed":
+        command[1:2] = ["-c", f"import sys; sys.path.insert(0, {env.pop('PYTHONPATH')!r})\n{CAREFREE}"]
+    elif how == "no stdin and stderr":
+        command = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *command]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False, env=env)
+    assert (done.stdout, done.stderr, done.returncode) == ("(197, 8, 8, 3)\n", "", 0)
+
+
+def test_a_cache_that_vanishes_meanwhile_is_an_error(folder: Path, cache: Path) -> None:
+    source = data.find_source(folder)
+    stage = data.pack(source, data.scan(source).result(), (8, 8), 3, 2)
+    next(stage)
+    shutil.rmtree(cache)
+    with pytest.raises(DiskError, match="cannot write"):
+        stage.result()
 
 
 def test_a_process_that_dies_is_an_error_that_says_where(
@@ -331,8 +348,13 @@ def wait_until_dead(pids: list[int], seconds: float) -> None:
 def test_an_interrupt_leaves_nothing_behind(packer: subprocess.Popen[str], cache: Path, to_all: bool) -> None:
     workers = children(packer.pid)
     assert len(workers) == 2
-    for pid in [*workers, packer.pid] if to_all else [packer.pid]:
-        os.kill(pid, signal.SIGINT)
+    if to_all:
+        for pid in workers:
+            os.kill(pid, signal.SIGINT)
+        assert packer.stdout is not None
+        for _ in range(4):  # the parent decides, and has not
+            assert packer.stdout.readline() == "packing\n"
+    os.kill(packer.pid, signal.SIGINT)
     _, stderr = packer.communicate(timeout=20)
     assert packer.returncode == -signal.SIGINT
     assert stderr.count("Traceback") == 1  # the parent's own
@@ -357,10 +379,30 @@ def test_a_packer_that_is_killed_leaves_no_processes_and_does_no_harm(
 def test_a_stage_that_is_left_leaves_nothing_behind(folder: Path, cache: Path) -> None:
     source = data.find_source(folder)
     stage = data.pack(source, data.scan(source).result(), (8, 8), 3, 2)
-    next(iter(stage))
+    next(stage)
     assert packs(cache)[0].startswith(".tmp-")
     del stage
     assert packs(cache) == []
+
+
+def test_a_stage_goes_on_where_it_was_left(folder: Path) -> None:
+    source = data.find_source(folder)
+    stage = data.scan(source, 1)
+    for _ in stage:
+        break
+    assert stage.result().images == 197
+    assert stage.result() is stage.result()
+    assert list(stage) == []
+
+
+def test_a_stage_that_failed_has_no_result(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(b"damaged")
+    stage = data.scan(data.find_source(folder))
+    with pytest.raises(InputError, match="no images in"):
+        stage.result()
+    with pytest.raises(RuntimeError, match="ended with an error"):
+        stage.result()
 
 
 def test_packers_at_once_do_each_other_no_harm(folder: Path, cache: Path) -> None:
@@ -380,7 +422,7 @@ def test_a_disk_that_is_too_small_is_noticed_before(folder: Path, cache: Path) -
     source = data.find_source(folder)
     survey = data.scan(source).result()
     with pytest.raises(
-        DiskError, match=r"needs 151,\d\d\d,\d\d\d.\d MiB in .*, where [\d,.]+ MiB are free.*DDPM_CACHE"
+        DiskError, match=r"needs 151,296.0 MiB in .*, where [\d,.]+ MiB are free.*DDPM_CACHE"
     ) as failure:
         data.pack(source, survey, (16384, 16384), 3).result()
     assert failure.value.exit_code == 7
@@ -446,6 +488,39 @@ def test_a_cache_that_cannot_be_made_is_an_error(folder: Path, tmp_path: Path, m
         data.open_images(folder)
 
 
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """Permissions mean nothing to root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    Image.init()  # what is imported later may not be readable
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_may_not_be_read_is_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as name:  # which everybody may enter, unlike tmp_path
+        root = Path(name)
+        shutil.copytree(folder, root / "images")
+        (root / "images" / "closed").mkdir(0)
+        (root / "images" / "050.png").chmod(0)
+        (root / "cache").mkdir()
+        for path in (root, root / "cache"):
+            path.chmod(0o777)
+        monkeypatch.setenv("DDPM_CACHE", str(root / "cache"))
+        with without_privileges():
+            images = data.open_images(root / "images")
+        (root / "images" / "closed").chmod(0o700)
+    assert len(images) == 196
+    said = {str(skip) for skip in images.skipped}
+    assert "1 skipped, folder that cannot be read: closed/ (Permission denied)" in said
+    assert "1 skipped, cannot be opened: 050.png (Permission denied)" in said
+
+
 # Memory
 
 MEASURE = """
@@ -464,35 +539,36 @@ MEASURE = """
 
 
 @LINUX
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n", "more"), [(10_000, 15), pytest.param(100_000, 60, marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, n: int, more: int) -> None:
     peaks = []
     rng = np.random.default_rng(3)
     originals = [tmp_path / f"{index}.png" for index in range(20)]
     for path in originals:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-    for n in (1_000, 10_000):
-        folder = tmp_path / str(n)
+    for count in (1_000, n):
+        folder = tmp_path / str(count)
         folder.mkdir()
-        for index in range(n):
-            os.link(originals[index % 20], folder / f"{index:05}.png")
-        done = run_python(MEASURE, folder)
-        count, above, child = map(int, done.stdout.split())
-        assert count == n
+        for index in range(count):
+            os.link(originals[index % 20], folder / f"{index:06}.png")
+        packed, above, child = map(int, run_python(MEASURE, folder).stdout.split())
+        shutil.rmtree(folder)  # pytest would keep it
+        assert packed == count
         peaks.append(above)
         assert child < 150
-    assert max(peaks) < 100
-    assert peaks[1] - peaks[0] < 20
+    assert peaks[0] < 60
+    assert peaks[1] - peaks[0] < more
 
 
 @LINUX
 def test_memory_does_not_grow_with_the_bytes_of_the_pack(tmp_path: Path) -> None:
-    array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (100_000, 32, 32, 3))
-    array[::1000] = 7
+    array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (25_000, 64, 64, 3))
+    array[::100] = 7
     array.flush()
     del array
     code = MEASURE.replace("range(200)", "range(800)")
     done = run_python(code, tmp_path / "x.npy")
     count, above, child = map(int, done.stdout.split())
-    assert count == 100_000
+    assert count == 25_000
     assert above < 60
     assert child < 150

@@ -307,5 +307,7 @@ def _from_json(cls: type[C], data: Mapping[str, Any], where: str, notes: str | N
     known = {field.name for field in fields(cls)}
     unknown = sorted(set(data) - known)
     if unknown:
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; this version knows {', '.join(sorted(known))}")
+        raise InputError(
+            f"{where}: unknown field {reprlib.repr(unknown[0])}; this version knows {', '.join(sorted(known))}"
+        )
     return cls(**data)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -88,14 +89,29 @@ class Model:
         return eps
 
     def sample(
-        self, n: int, seed: int = 0, *, first: int = 0, sampling: Sampling | None = None, batch_size: int = BATCH_SIZE
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        first: int = 0,
+        sampler: Literal["ddpm", "ddim"] = "ddpm",
+        steps: int | None = None,
+        eta: float | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> Pixels:
-        """Images ``first``..``first + n - 1`` of a seed (Algorithm 2 unless ``sampling`` says otherwise).
+        """Images ``first``..``first + n - 1`` of a seed; Algorithm 2 over all T steps unless said otherwise.
+
+        Args:
+            sampler: with ``steps`` and ``eta``, as in `Sampling`.
+            batch_size: how many images at a time; the images do not depend on it.
 
         Returns:
             (n, H, W, C) uint8.
+
+        Raises:
+            ArgumentError: settings that do not go together, or more steps than the model has.
         """
-        sampling = sampling or Sampling(seed=seed)
+        sampling = Sampling(sampler, steps, eta, seed)
         parts = [
             generate.pixels_of(generate.last(self.chain(sampling, indices)).x_t)
             for indices in generate.batches(first, n, batch_size)
@@ -168,6 +184,11 @@ def default_spec() -> str:
     return "ddpm-out" if Path("ddpm-out").is_dir() else BUILTIN
 
 
+def builtin_folder() -> Path:
+    """The folder of the model that comes with the program, in diffusers' layout."""
+    return Path(str(resources.files("ddpm_cli") / "builtin" / "digits"))
+
+
 def read(spec: str) -> StoredModel:
     """Find and read the model that a user names; the EMA weights of the newest whole checkpoint of a run.
 
@@ -175,7 +196,7 @@ def read(spec: str) -> StoredModel:
         InputError: it is not there, is no model, or is damaged.
     """
     if spec == BUILTIN:
-        return read_model(Path(str(resources.files("ddpm_cli") / "builtin" / "digits")), spec)
+        return read_model(builtin_folder(), spec)
     path = Path(spec)
     name = printable(spec)
     if not path.exists():

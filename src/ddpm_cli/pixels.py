@@ -116,7 +116,7 @@ def decode(file: str | Path | IO[bytes]) -> Raster:
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"not an image that can be read ({', '.join(FORMATS)})") from error
+        raise InputError(f"not an image that can be read; {', '.join(FORMATS)} are") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"more than {MAX_SIDE}x{MAX_SIDE // 2} pixels") from error
     except MemoryError as error:

@@ -16,7 +16,7 @@ from . import __version__, generate
 from .checkpoint import newest, publish, read_json, read_snapshot, run_lock
 from .config import DiffusionConfig, TrainConfig, UNetConfig
 from .data import Images
-from .errors import ArgumentError
+from .errors import ArgumentError, DiskError
 from .files import disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from .train import StepReport, Training, train
@@ -135,7 +135,12 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
     Raises:
         ArgumentError: names the settings that differ, and both values of each.
+        DiskError: the folder that it would lie in does not exist.
     """
+    if not folder.absolute().parent.is_dir():
+        raise DiskError(
+            f"cannot write {printable(folder)}: there is no folder {printable(folder.parent)}; make it first"
+        )
     if folder.exists() and not folder.is_dir():
         raise ArgumentError(f"{printable(folder)} is a file; name a folder with -o")
     if not (folder / "config.json").exists():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import UNetConfig
@@ -162,7 +162,7 @@ class TimeEmbedding(nn.Module):
 class GroupNorm(nn.GroupNorm):
     """Group normalisation computed in float32 and returned in the precision of its input.
 
-    In bfloat16 it loses precision, and takes several times as long on a CPU.
+    The CPU's kernel for bfloat16 gives the same numbers, up to five times slower: small networks take twice as long.
     """
 
     def forward(self, x: Tensor) -> Tensor:

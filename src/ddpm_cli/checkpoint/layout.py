@@ -6,10 +6,12 @@ A class name in a file is compared with a fixed list; nothing that a file names 
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..config import DiffusionConfig, UNetConfig
 from ..errors import InputError
@@ -20,6 +22,7 @@ from .weights import Tensors
 
 MAX_JSON_BYTES = 2**20
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+DOCUMENTS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
 DIFFUSERS_VERSION = "0.38.0"  # the oldest release that the files are checked with
 
 _SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
@@ -108,18 +111,18 @@ def describe(unet: UNetConfig, diffusion: DiffusionConfig) -> dict[str, dict[str
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the outside world: bounded, without NaN or Infinity.
+    """A JSON object from a file of the outside world: bounded, without NaN.
 
     Raises:
         InputError: the file is missing, too large, or not a JSON object.
     """
     where = printable(path)
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise InputError(f"{where} is missing")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise InputError(f"{where} has more than {MAX_JSON_BYTES} bytes; it is no configuration")
-        data = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
-    except FileNotFoundError as error:
-        raise InputError(f"{where} is missing") from error
+        data = json.loads(path.read_text("utf-8"), parse_constant=_constant)
     except OSError as error:
         raise InputError(f"{where} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -163,12 +166,12 @@ def _read_scheduler(path: Path) -> DiffusionConfig:
         if key in translations:
             name, table = translations[key]
             if not isinstance(value, str) or value not in table:
-                raise InputError(f"{where}: {key} is {value!r}; it must be one of {', '.join(table)}")
+                raise InputError(f"{where}: {key} is {reprlib.repr(value)}; it must be one of {', '.join(table)}")
             config[name] = table[value]
         elif key in plain:
             config[plain[key]] = value
         elif key in _FIXED and value not in (None, _FIXED[key]):
-            raise InputError(f"{where}: {key} is {value!r}; only {_FIXED[key]!r} is supported")
+            raise InputError(f"{where}: {key} is {reprlib.repr(value)}; only {_FIXED[key]!r} is supported")
         elif key not in _FIXED and key not in _IGNORED and not key.startswith("_"):
             raise InputError(f"{where}: unknown field {printable(key)[:100]!r}")
     try:
@@ -189,5 +192,7 @@ def _key_of(table: Mapping[str, str], value: str) -> str:
     return next(key for key, entry in table.items() if entry == value)
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _constant(name: str) -> float:
+    if name == "-Infinity":  # diffusers writes it for a field that only says how to sample
+        return -math.inf
     raise ValueError(f"{name} is not a JSON number")

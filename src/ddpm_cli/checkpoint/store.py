@@ -9,9 +9,10 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -19,7 +20,7 @@ from ..config import DiffusionConfig, UNetConfig
 from ..errors import InputError, LockedError
 from ..files import disk_errors, printable, sync
 from . import weights
-from .layout import WEIGHTS, describe, read_json, read_model
+from .layout import DOCUMENTS, WEIGHTS, describe, read_json, read_model
 from .weights import Tensors
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_MODEL, _OPTIMIZER, _STATE = "train/model.safetensors", "train/optimizer.safetensors", "train/state.json"
 _STAGED = ".tmp-"
 _RETIRED = ".trash-"
 
@@ -120,16 +122,15 @@ def verify(folder: Path) -> int:
         raise InputError(f"{printable(folder / MANIFEST)} is not a manifest of schema {SCHEMA}")
     if folder.name != f"step-{step:08d}" and folder.name.startswith("step-"):
         raise InputError(f"{printable(folder)} holds the checkpoint of step {step}")
+    for name in (*DOCUMENTS, f"unet/{WEIGHTS}", _MODEL, _OPTIMIZER, _STATE):
+        if name not in files:
+            raise InputError(f"{printable(folder / MANIFEST)} does not list {name}")
     for name, entry in files.items():
         path = folder / name
-        expected = entry if isinstance(entry, dict) else {}
-        if not path.is_file():
-            raise InputError(f"{printable(path)} is missing")
-        size = path.stat().st_size
-        if size != expected.get("size"):
-            raise InputError(f"{printable(path)} has {size} bytes; its manifest says {expected.get('size')}")
-        if _sha256(path) != expected.get("sha256"):
-            raise InputError(f"{printable(path)} was altered: its SHA-256 is not the manifest's")
+        try:
+            _verify_file(path, entry if isinstance(entry, dict) else {})
+        except OSError as error:
+            raise InputError(f"{printable(path)} cannot be read: {error.strerror}") from error
     return step
 
 
@@ -142,17 +143,17 @@ def read_snapshot(folder: Path) -> Snapshot:
     model = read_model(folder, str(folder))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.weights.items()}
     moments = {f"{name}.{moment}": shape for name, shape in shapes.items() for moment in MOMENTS}
-    state = read_json(folder / "train" / "state.json")
+    state = read_json(folder / _STATE)
     step, loss_sum, loss_count = (state.get(key) for key in ("step", "loss_sum", "loss_count"))
     if not (isinstance(step, int) and isinstance(loss_sum, float) and isinstance(loss_count, int)):
-        raise InputError(f"{printable(folder)}/train/state.json lacks step, loss_sum or loss_count")
+        raise InputError(f"{printable(folder / _STATE)} lacks step, loss_sum or loss_count")
     return Snapshot(
         step=step,
         unet=model.unet,
         diffusion=model.diffusion,
         ema=model.weights,
-        weights=weights.read(folder / "train" / "model.safetensors", shapes),
-        optimizer=weights.read(folder / "train" / "optimizer.safetensors", moments),
+        weights=weights.read(folder / _MODEL, shapes),
+        optimizer=weights.read(folder / _OPTIMIZER, moments),
         loss_sum=loss_sum,
         loss_count=loss_count,
     )
@@ -189,14 +190,14 @@ def run_lock(run: Path) -> Iterator[None]:
 
 def _write(staged: Path, snapshot: Snapshot) -> None:
     state = {"step": snapshot.step, "loss_sum": snapshot.loss_sum, "loss_count": snapshot.loss_count}
-    documents = {**describe(snapshot.unet, snapshot.diffusion), "train/state.json": state}
+    documents = {**describe(snapshot.unet, snapshot.diffusion), _STATE: state}
     for folder in ("unet", "scheduler", "train"):
         (staged / folder).mkdir(parents=True)
     for name, document in documents.items():
         _write_text(staged / name, json.dumps(document, indent=2) + "\n")
     weights.write(staged / "unet" / WEIGHTS, snapshot.ema)
-    weights.write(staged / "train" / "model.safetensors", snapshot.weights)
-    weights.write(staged / "train" / "optimizer.safetensors", snapshot.optimizer)
+    weights.write(staged / _MODEL, snapshot.weights)
+    weights.write(staged / _OPTIMIZER, snapshot.optimizer)
     files = {
         path.relative_to(staged).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(staged.rglob("*"))
@@ -245,6 +246,16 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
+
+
+def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise InputError(f"{printable(path)} is missing")
+    size = path.stat().st_size
+    if size != expected.get("size"):
+        raise InputError(f"{printable(path)} has {size} bytes; its manifest says {expected.get('size')}")
+    if _sha256(path) != expected.get("sha256"):
+        raise InputError(f"{printable(path)} was altered: its SHA-256 is not the manifest's")
 
 
 def _sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,11 +56,13 @@ def write(path: Path, tensors: Tensors) -> None:
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with disk_errors(path):
+        path.touch(exist_ok=False)
+        mode = path.stat().st_mode  # as the umask has it, which the library does not ask for
         try:
             save_file(contiguous, path)
         except SafetensorError as error:  # how the library reports any refusal of the disk
             raise DiskError(f"cannot write {printable(path)}: {printable(str(error))}") from error
-        path.chmod(0o644)
+        path.chmod(mode)
         sync(path)
 
 
@@ -80,20 +83,22 @@ def _check_header(path: Path, expected: Shapes) -> list[str]:
         if dtype not in FLOAT_DTYPES:
             raise InputError(f"{where}: tensor {name} has dtype {printable(str(dtype))[:20]}, none of F32, F16, BF16")
         if shape != list(expected[name]):
-            raise InputError(f"{where}: tensor {name} has shape {shape}, the network's is {list(expected[name])}")
+            raise InputError(
+                f"{where}: tensor {name} has shape {reprlib.repr(shape)}, the network's is {list(expected[name])}"
+            )
     return list(header)
 
 
 def _read_header(path: Path) -> dict[str, Any]:
     where = printable(path)
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise InputError(f"{where} is missing")
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             if length > MAX_HEADER_BYTES:
                 raise InputError(f"{where}: not a safetensors file with a network's weights (header of {length} bytes)")
             header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
-    except FileNotFoundError as error:
-        raise InputError(f"{where} is missing") from error
     except OSError as error:
         raise InputError(f"{where} cannot be read: {error.strerror}") from error
     except (ValueError, struct.error, RecursionError) as error:

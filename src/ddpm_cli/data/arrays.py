@@ -91,7 +91,7 @@ def _check(label: str, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bo
     if dtype.hasobject:
         raise refuse("Arrays of Python objects are not read; stack the images into one array and save that")
     if dtype.kind == "f":
-        raise refuse("Save (x * 255).round().astype('uint8') if x is in 0..1, (x * 127.5 + 127.5)... if in -1..1")
+        raise refuse("If they go from 0 to 1, save (images * 255).round().astype('uint8')")
     if dtype != np.uint8:
         raise refuse("Scale the values to 0..255 and save them as uint8")
     if len(shape) == 3 and shape[2] in (1, 3, 4):

@@ -51,9 +51,9 @@ def pack_path(source: Source, size: tuple[int, int], channels: int) -> Path:
 
 
 def make_room(path: Path) -> None:
-    """Make the folder that ``path`` will be published in, and remove from it what can be of no more use:
+    """Make the folder that ``path`` will be published in, and remove from it what is of no more use.
 
-    what was made for ``path`` from an earlier state of its source, and what was left behind by processes that died.
+    That is what was made like ``path`` from an earlier state of its source, and what processes left that died.
 
     Raises:
         DiskError: the folder cannot be made.

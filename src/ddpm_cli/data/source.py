@@ -69,12 +69,12 @@ class Tally:
             position: where it stands among the images; the first ones are kept as examples.
         """
         reason, _, detail = problem.partition(" (")
+        detail = detail.removesuffix(")")
         if reason not in self._counts and len(self._counts) >= _REASONS:
-            reason, detail = "other reasons", problem + ")"
+            reason, detail = "other reasons", problem
         self._counts[reason] += 1
-        example = printable(name) + (f" ({printable(detail)}" if detail else "")
         examples = self._examples.setdefault(reason, [])
-        insort(examples, (position, example))
+        insort(examples, (position, printable(f"{name} ({detail})" if detail else name)))
         del examples[_EXAMPLES:]
 
     def skipped(self) -> tuple[Skip, ...]:

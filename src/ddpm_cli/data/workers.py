@@ -129,13 +129,15 @@ def main() -> None:
 
 def _here(task: Task, chunks: Iterator[Chunk]) -> Done:
     with contextlib.ExitStack() as stack:
-        work, refused = None, ""
+        work, failure = None, Reply()
         try:
             work = stack.enter_context(_work(task))
         except InputError as error:
-            refused = str(error)
+            failure = Reply(refused=str(error))
+        except OSError as error:
+            failure = Reply(disk=error.errno)
         for chunk in chunks:
-            yield chunk, work(chunk) if work else Reply(refused=refused)
+            yield chunk, work(chunk) if work else failure
 
 
 @contextlib.contextmanager
@@ -196,7 +198,7 @@ class _Process:
         self.chunk: Chunk | None = None
         # In a group of its own, a process is not met by what the terminal sends at Ctrl-C: the parent decides.
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path)],
+            [sys.executable, "-P", "-c", _START, json.dumps([*map(str, sys.path)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

@@ -1,0 +1,69 @@
+"""What the training loop costs around forward and backward: data, noise, EMA, clipping, logging."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddpm_cli.data import Images
+from ddpm_cli.denoiser import choose_device, choose_precision
+from ddpm_cli.presets import PRESETS, Preset
+from ddpm_cli.run import Cadence, RunConfig, run
+from ddpm_cli.train import Training, batch_at
+
+from .measure import Table
+
+STEPS = {"cifar10": 6, "tiny": 40}
+SIZES = {"cifar10": (32, 32, 3), "tiny": (8, 8, 1)}
+BATCHES = {"cifar10": 32, "tiny": 128}
+
+
+def tables() -> Iterator[Table]:
+    """The share of a step of ``ddpm train`` that is not forward, backward and Adam."""
+    device = choose_device("auto")
+    rows = tuple(_row(name, PRESETS[name], device) for name in STEPS)
+    yield Table(
+        "The loop around forward and backward",
+        "A run as `ddpm train` makes it, every step logged, without checkpoints and previews, beside the same steps "
+        "as bare forward, backward and fused Adam on a batch that lies ready; the two in turn, step by step, medians. "
+        "Aim for `cifar10`: under 5 %.",
+        ("preset", "batch", "bare step", "step of a run", "the loop's share"),
+        rows,
+    )
+
+
+def _row(name: str, preset: Preset, device: torch.device) -> tuple[str, ...]:
+    height, width, channels = SIZES[name]
+    batch = BATCHES[name]
+    pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (512, height, width, channels), np.uint8)
+    images = Images.from_array(pixels)
+    train = replace(preset.train, batch_size=batch, precision=choose_precision("auto", device))
+    config = RunConfig(preset.unet((height, width), channels), preset.diffusion(), train, images.digest, images.shape)
+    bare = Training(config.unet, config.diffusion, config.train, device)
+    ready = batch_at(images, train, 1000, 1)
+    bare_seconds, run_seconds = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        cadence = Cadence(steps=STEPS[name] + 2, log_every=1, save_every=0, sample_every=0)
+        steps = run(Path(folder) / "run", config, cadence, images, device, None, threading.Event())
+        next(steps)
+        for _ in range(STEPS[name] + 2):
+            began = time.perf_counter()
+            next(steps)
+            between = time.perf_counter()
+            bare._backward(ready)
+            bare.optimizer.step()
+            bare.optimizer.zero_grad(set_to_none=True)
+            bare.check()
+            run_seconds.append(between - began)
+            bare_seconds.append(time.perf_counter() - between)
+        steps.close()
+    whole, part = float(np.median(run_seconds[2:])), float(np.median(bare_seconds[2:]))
+    share = (whole - part) / whole
+    return name, str(batch), f"{1000 * part:.0f} ms", f"{1000 * whole:.0f} ms", f"{share:.1%}"

@@ -1,0 +1,397 @@
+"""The samplers: exact moments for Gaussian data, special cases that are equal, diffusers' schedulers step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor
+
+from ddpm_cli.config import PREDICTIONS, VARIANCES
+from ddpm_cli.diffusion.process import Diffusion, p_x_0
+from ddpm_cli.diffusion.samplers import Step, ancestral, ddim
+from ddpm_cli.diffusion.schedule import Schedule, cosine, linear
+
+SEEDS = [0, 1, 20201123]
+SIGMAS = 5  # a test of a statistic fails for one seed in two million
+PAPER = linear()
+SHORT = linear(20, 0.01, 0.3)
+UNEVEN = PAPER.respaced([1, 2, 10, 11, 12, 90, 91, 400, 999, 1000])
+SCHEDULES = {"linear": PAPER, "cosine": cosine(200), "short": SHORT, "uneven": UNEVEN, "one step": linear(1, 0.5)}
+VARIANCE = pytest.mark.parametrize("variance", VARIANCES)
+CLIPPED = pytest.mark.parametrize("clip", [True, False], ids=["clipped", "free"])
+
+Network = Callable[[Tensor, Tensor], Tensor]
+Sampler = Callable[..., Iterator[Step]]
+
+
+@pytest.fixture(params=SCHEDULES, ids=str)
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    return SCHEDULES[request.param]
+
+
+def best_for_gaussian(s: Schedule, mean: float, variance: float) -> Network:
+    """The network that cannot be better for data N(mean, variance) a pixel: eps_theta = E[eps | x_t]."""
+    tables = {t: i for i, t in enumerate(s.timesteps.tolist())}
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        ab = s.alpha_bar[tables[int(t[0])]]
+        return math.sqrt(1 - ab) * (x_t - math.sqrt(ab) * mean) / (ab * variance + 1 - ab)
+
+    return denoiser
+
+
+def moments(sampler: Sampler, d: Diffusion, denoiser: Network, start: tuple[float, float]) -> list[tuple[float, float]]:
+    """Mean and variance of x_{T-1}, ..., x_0, exactly, for x_T of the mean and variance ``start``.
+
+    A chain of an affine network is affine in x_T and in each step's noise. Row 0 of the batch is the chain without any
+    of them, row 1 has one standard deviation at x_T, row 1 + t the noise 1 in the step that leaves the chain's t alone:
+    what a row has more than row 0 are the coefficients, and the variance is the sum of their squares.
+    """
+    rows = d.schedule.T + 2
+    row_of = {step: 1 + t for t, step in enumerate(d.schedule.timesteps.tolist())}
+    mean, variance = start
+    x_T = torch.full((rows, 1, 1, 1), mean, dtype=torch.float64)
+    x_T[1] += math.sqrt(variance)
+
+    def noise(step: int) -> Tensor:
+        z = torch.zeros_like(x_T)
+        z[row_of[step]] = 1
+        return z
+
+    result = []
+    for step in sampler(d, denoiser, x_T, noise):
+        x = step.x_t.flatten()
+        result.append((x[0].item(), (x[1:] - x[0]).square().sum().item()))
+    return result
+
+
+# --- Gaussian data ----------------------------------------------------------------------------------------------------
+
+
+@VARIANCE
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (0.4, 0.2), (-0.9, 0.01)])
+def test_ancestral_moments_are_those_of_algorithm_2(
+    schedule: Schedule, mean: float, spread: float, variance: str
+) -> None:
+    d = Diffusion(schedule, variance=variance, clip=False)
+    expected, m, v = [], 0.0, 1.0
+    for t in range(schedule.T, 0, -1):
+        alpha, beta, ab = schedule.alpha[t], schedule.beta[t], schedule.alpha_bar[t]
+        # x_{t-1} = (x_t - beta_t / sqrt(1 - ab_t) eps_theta) / sqrt(alpha_t) + sigma_t z, with the best eps_theta
+        share = beta / (ab * spread**2 + 1 - ab)
+        m = (m - share * (m - math.sqrt(ab) * mean)) / math.sqrt(alpha)
+        v *= (1 - share) ** 2 / alpha
+        if t > 1:
+            v += beta if variance == "fixed-large" else beta * (1 - schedule.alpha_bar[t - 1]) / (1 - ab)
+        expected.append((m, v))
+    ours = moments(ancestral, d, best_for_gaussian(schedule, mean, spread**2), (0, 1))
+    np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (0.4, 0.2), (-0.9, 0.01)])
+def test_ddim_moments_are_those_of_its_equation(schedule: Schedule, mean: float, spread: float, eta: float) -> None:
+    d = Diffusion(schedule, clip=False)
+    expected, m, v = [], 0.0, 1.0
+    for t in range(schedule.T, 0, -1):
+        ab, before = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
+        sigma2 = eta**2 * (1 - before) / (1 - ab) * (1 - ab / before)
+        # x_0_hat = mean + x_0_share (x_t - sqrt(ab) mean), eps_theta = eps_share (x_t - sqrt(ab) mean)
+        x_0_share = math.sqrt(ab) * spread**2 / (ab * spread**2 + 1 - ab)
+        eps_share = math.sqrt(1 - ab) / (ab * spread**2 + 1 - ab)
+        slope = math.sqrt(before) * x_0_share + math.sqrt(1 - before - sigma2) * eps_share
+        m = math.sqrt(before) * mean + slope * (m - math.sqrt(ab) * mean)
+        v = slope**2 * v + sigma2
+        expected.append((m, v))
+    ours = moments(partial(ddim, eta=eta), d, best_for_gaussian(schedule, mean, spread**2), (0, 1))
+    np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "variance", "side"),
+    [(ancestral, "fixed-large", 1), (ancestral, "fixed-small", -1), (ddim, "fixed-large", -1)],
+    ids=["ancestral large", "ancestral small", "ddim"],
+)
+def test_samples_get_the_mean_and_variance_of_the_data_as_steps_become_small(
+    sampler: Sampler, variance: str, side: int
+) -> None:
+    mean, spread, errors = 0.4, 0.2, []
+    for T in (250, 500, 1000):
+        s = linear(T, 0.1 / T, 20 / T)
+        d = Diffusion(s, variance=variance, clip=False)
+        m, v = moments(sampler, d, best_for_gaussian(s, mean, spread**2), (0, 1))[-1]
+        assert m == pytest.approx(mean, abs=math.sqrt(s.alpha_bar[T]) * mean)  # x_T starts without what is left of it
+        errors.append(v / spread**2 - 1)
+    # Steps half as large, an error half as large. The two variances are the extremes: one too wide, one too narrow.
+    assert 0 < side * errors[2] < 0.04
+    assert 0.45 < errors[1] / errors[0] < 0.6
+    assert 0.45 < errors[2] / errors[1] < 0.6
+
+
+def test_standard_normal_data_and_fixed_large_keep_variance_one(schedule: Schedule) -> None:
+    # Section 3.2: beta_t is the best sigma_t^2 for x_0 ~ N(0, I). Then p_theta reverses q exactly, every x_t has
+    # variance 1, and x_0 = sqrt(alpha_1) x_1 lacks the noise that the last step does not add.
+    d = Diffusion(schedule, clip=False)
+    *chain, (m, v) = moments(ancestral, d, best_for_gaussian(schedule, 0, 1), (0, 1))
+    np.testing.assert_allclose([v for _, v in chain], 1, rtol=1e-9)
+    assert v == pytest.approx(schedule.alpha[1], rel=1e-9)
+    assert m == 0
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [ancestral, ddim, partial(ddim, eta=0.3), partial(ddim, eta=1)],
+    ids=["ancestral", "ddim", "ddim eta .3", "ddim eta 1"],
+)
+def test_for_one_point_every_chain_has_the_marginals_of_q(schedule: Schedule, sampler: Sampler) -> None:
+    # Section 3.2: beta_tilde_t is the best sigma_t^2 for one point. Then x_{t-1} is drawn from q(x_{t-1} | x_t, x_0),
+    # and DDIM is made so that x_t ~ q(x_t | x_0) for any eta and any steps. The end is the point itself.
+    d, point = Diffusion(schedule, variance="fixed-small", clip=False), 0.7
+    ab = schedule.alpha_bar[::-1]
+    start = math.sqrt(ab[0]) * point, 1 - ab[0]
+    chain = moments(sampler, d, best_for_gaussian(schedule, point, 0), start)
+    expected = np.stack([np.sqrt(ab[1:]) * point, 1 - ab[1:]], axis=1)
+    np.testing.assert_allclose(chain, expected, rtol=1e-8, atol=1e-11)
+
+
+def test_ddim_shrinks_standard_normal_data_by_the_angles_of_its_steps(schedule: Schedule) -> None:
+    # With cos(angle_t) = sqrt(alpha_bar_t), x_0_hat = cos x_t and eps_theta = sin x_t: a step multiplies by the cosine
+    # of the angle between its two ends.
+    d = Diffusion(schedule, clip=False)
+    angles = np.arccos(np.sqrt(schedule.alpha_bar))
+    expected = np.cumprod(np.cos(np.diff(angles[::-1])) ** 2)
+    chain = moments(ddim, d, best_for_gaussian(schedule, 0, 1), (0, 1))
+    np.testing.assert_allclose([v for _, v in chain], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5)], ids=["ancestral", "ddim"])
+def test_samples_have_the_moments_that_were_propagated(sampler: Sampler, seed: int) -> None:
+    n, mean, variance = 50_000, 0.4, 0.04
+    d, denoiser = Diffusion(SHORT, clip=False), best_for_gaussian(SHORT, mean, variance)
+    source = torch.Generator().manual_seed(seed)
+
+    def noise(t: int = 0) -> Tensor:
+        return torch.randn(n, 1, 1, 1, generator=source)
+
+    m, v = moments(sampler, d, denoiser, (0, 1))[-1]
+    *_, last = sampler(d, denoiser, noise(), noise)
+    x_0 = last.x_t.double()
+    # The standard errors of the mean and of the variance of n normal numbers.
+    assert abs(x_0.mean().item() - m) <= SIGMAS * math.sqrt(v / n), seed
+    assert abs(x_0.var().item() - v) <= SIGMAS * v * math.sqrt(2 / (n - 1)), seed
+
+
+# --- special cases ----------------------------------------------------------------------------------------------------
+
+
+def some_network(x_t: Tensor, t: Tensor) -> Tensor:
+    """Any function of x_t and t, smooth and of the size of noise, that mixes neighbouring pixels."""
+    mixed = 0.8 * x_t + 0.3 * x_t.roll(1, -1) - 0.2 * x_t.roll(1, -2)
+    return mixed * torch.sigmoid(t.to(x_t.dtype) / 200).reshape(-1, 1, 1, 1) + 0.2 * torch.sin(5 * mixed)
+
+
+@dataclass
+class NoiseByStep:
+    """The same noise for the same step, however often it is asked for; and what it was asked for."""
+
+    like: Tensor
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, t: int) -> Tensor:
+        self.asked.append(t)
+        source = torch.Generator().manual_seed(1000 * self.seed + t)
+        return torch.randn(self.like.shape, dtype=self.like.dtype, generator=source)
+
+
+def start(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(2, 3, 4, 6, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@CLIPPED
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ddim_with_eta_1_is_ancestral_with_the_small_variance(seed: int, predict: str, clip: bool) -> None:
+    d, x_T = Diffusion(SHORT, predict, "fixed-small", clip), start(seed)
+    for one, other in zip(
+        ancestral(d, some_network, x_T, NoiseByStep(x_T, seed)),
+        ddim(d, some_network, x_T, NoiseByStep(x_T, seed), eta=1),
+        strict=True,
+    ):
+        assert one.t == other.t
+        torch.testing.assert_close(one.x_t, other.x_t, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one.x_0_hat, other.x_0_hat, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5)], ids=["ancestral", "ddim"])
+@VARIANCE
+def test_a_chain_respaced_to_all_steps_changes_no_bit(variance: str, sampler: Sampler) -> None:
+    d, x_T = Diffusion(SHORT, variance=variance), start(1, torch.float32)
+    same = d.respaced(list(range(1, 21)))
+    for one, other in zip(
+        sampler(d, some_network, x_T, NoiseByStep(x_T, 1)),
+        sampler(same, some_network, x_T, NoiseByStep(x_T, 1)),
+        strict=True,
+    ):
+        assert one.t == other.t
+        assert one.x_t.numpy().tobytes() == other.x_t.numpy().tobytes()
+
+
+def test_ddim_without_eta_asks_for_no_noise() -> None:
+    def refuse(t: int) -> Tensor:
+        raise AssertionError(f"noise for step {t}")
+
+    x_T = start(2, torch.float32)
+    *_, first = ddim(Diffusion(SHORT), some_network, x_T, refuse)
+    *_, again = ddim(Diffusion(SHORT), some_network, x_T, refuse)
+    assert (first.x_t == again.x_t).all()
+    *_, other = ddim(Diffusion(SHORT), some_network, start(3, torch.float32), refuse)
+    assert not (first.x_t == other.x_t).all()
+
+
+@pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5)], ids=["ancestral", "ddim"])
+def test_steps_are_those_of_the_trained_chain_and_the_last_adds_no_noise(sampler: Sampler) -> None:
+    x_T = start(3)
+    for d, steps in [
+        (Diffusion(SHORT), list(range(20, 0, -1))),
+        (Diffusion(SHORT).respaced([1, 7, 20]), [20, 7, 1]),
+        (Diffusion(SHORT).respaced([9]), [9]),
+        (Diffusion(linear(1, 0.5)), [1]),
+    ]:
+        noise, asked = NoiseByStep(x_T, 3), []
+
+        def network(x: Tensor, t: Tensor, asked: list[int] = asked) -> Tensor:
+            assert t.tolist() == [t[0]] * len(x)
+            asked.append(int(t[0]))
+            return some_network(x, t)
+
+        chain = list(sampler(d, network, x_T, noise))
+        assert asked == steps
+        assert [step.t for step in chain] == [*steps[1:], 0]
+        assert noise.asked == steps[:-1]
+        # Section 3.3: the end of sampling shows mu_theta(x_1, 1), which is x_0_hat.
+        torch.testing.assert_close(chain[-1].x_t, chain[-1].x_0_hat, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5)], ids=["ancestral", "ddim"])
+def test_every_step_tells_what_the_network_took_the_image_to_be(sampler: Sampler) -> None:
+    d, x_t = Diffusion(SHORT), start(4)
+    for t, step in zip(range(20, 0, -1), sampler(d, some_network, x_t, NoiseByStep(x_t, 4)), strict=True):
+        assert (step.x_0_hat == p_x_0(d, some_network, x_t, t)).all()
+        assert step.x_0_hat.abs().max() <= 1
+        x_t = step.x_t
+
+
+@pytest.mark.parametrize("sampler", [ancestral, ddim])
+def test_a_chain_goes_no_further_than_it_is_asked_to(sampler: Sampler) -> None:
+    calls = 0
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return some_network(x, t)
+
+    x_T = start(5)
+    before = x_T.clone()
+    chain = sampler(Diffusion(SHORT), network, x_T, NoiseByStep(x_T, 5))
+    assert calls == 0
+    assert [next(chain).t, next(chain).t] == [19, 18]
+    assert calls == 2
+    assert (x_T == before).all()
+
+
+# --- diffusers --------------------------------------------------------------------------------------------------------
+
+THEIR_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+# Their tables are float32, and the small differences 1 - alpha_bar_t are taken after that rounding.
+ATOL = 1e-4
+
+
+def settings(d: Diffusion) -> dict[str, Any]:
+    """The settings of diffusers' schedulers that describe a diffusion whose beta is linear."""
+    beta = d.schedule.beta
+    return {
+        "num_train_timesteps": d.schedule.T,
+        "beta_start": beta[1],
+        "beta_end": beta[-1],
+        "prediction_type": THEIR_NAMES[d.predict],
+        "clip_sample": d.clip,
+    }
+
+
+def assert_steps_equal(ours: Iterator[Step], theirs: Callable[[Tensor, int], Tensor], x_T: Tensor, T: int) -> None:
+    """Compare each step with that of ``theirs(x_t, t)`` from the same x_t."""
+    x_t, t = x_T, T
+    for step in ours:
+        atol = ATOL * max(1.0, float(x_t.abs().max()))
+        torch.testing.assert_close(step.x_t, theirs(x_t, t), rtol=0, atol=atol, msg=lambda m, t=t: f"t = {t}: {m}")
+        x_t, t = step.x_t, step.t
+
+
+@CLIPPED
+@VARIANCE
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("steps", [range(1, 101), [1, 2, 10, 11, 12, 60, 99, 100]], ids=["all", "uneven"])
+def test_ancestral_steps_are_those_of_diffusers(steps: list[int], predict: str, variance: str, clip: bool) -> None:
+    d, x_T = Diffusion(linear(100, 1e-3, 0.1), predict, variance, clip), start(6, torch.float32)
+    scheduler = DDPMScheduler(variance_type=variance.replace("-", "_"), **settings(d))
+    scheduler.set_timesteps(timesteps=[t - 1 for t in reversed(steps)])
+    source, same_source = (torch.Generator().manual_seed(7) for _ in range(2))
+
+    def theirs(x_t: Tensor, t: int) -> Tensor:
+        output = some_network(x_t, torch.full((2,), t))
+        return scheduler.step(output, t - 1, x_t, generator=source).prev_sample
+
+    ours = ancestral(
+        d.respaced(list(steps)), some_network, x_T, lambda t: torch.randn(x_T.shape, generator=same_source)
+    )
+    assert_steps_equal(ours, theirs, x_T, 100)
+
+
+@CLIPPED
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize(
+    ("steps", "spacing"),
+    [(range(1, 101), "leading"), (range(1, 101, 4), "leading"), (range(4, 101, 4), "trailing")],
+    ids=["all", "every 4th, first kept", "every 4th, last kept"],
+)
+def test_ddim_steps_are_those_of_diffusers(steps: range, spacing: str, predict: str, eta: float, clip: bool) -> None:
+    # Only even spacing: for another one diffusers' DDIM takes the wrong step to be the previous one.
+    d, x_T = Diffusion(linear(100, 1e-3, 0.1), predict, clip=clip), start(8, torch.float32)
+    scheduler = DDIMScheduler(timestep_spacing=spacing, **settings(d))
+    scheduler.set_timesteps(len(steps))
+    assert scheduler.timesteps.tolist() == [t - 1 for t in reversed(steps)]
+    noise = NoiseByStep(x_T, 8)
+
+    def theirs(x_t: Tensor, t: int) -> Tensor:
+        output = some_network(x_t, torch.full((2,), t))
+        z = noise(t) if eta else None
+        done = scheduler.step(output, t - 1, x_t, eta, use_clipped_model_output=True, variance_noise=z)
+        return done.prev_sample
+
+    ours = ddim(d.respaced(list(steps)), some_network, x_T, NoiseByStep(x_T, 8), eta)
+    assert_steps_equal(ours, theirs, x_T, steps[-1])
+
+
+@VARIANCE
+def test_a_thousand_steps_end_where_those_of_diffusers_end(variance: str) -> None:
+    d, x_T = Diffusion(PAPER, variance=variance), start(9, torch.float32)
+    scheduler = DDPMScheduler(variance_type=variance.replace("-", "_"), **settings(d))
+    source, same_source = (torch.Generator().manual_seed(9) for _ in range(2))
+    x_t = x_T
+    for t in range(1000, 0, -1):
+        x_t = scheduler.step(some_network(x_t, torch.full((2,), t)), t - 1, x_t, generator=source).prev_sample
+    *_, last = ancestral(d, some_network, x_T, lambda t: torch.randn(x_T.shape, generator=same_source))
+    torch.testing.assert_close(last.x_t, x_t, rtol=0, atol=ATOL)
