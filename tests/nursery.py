@@ -90,7 +90,7 @@ class Nursery:
         self._server.communicate(timeout=60)
 
     def ddpm(self, *args: str | Path, env: Mapping[str, str] | None = None) -> Child:
-        """Start ``ddpm ARGS``."""
+        """Start ``ddpm ARGS``, with ``env`` on top of the server's environment."""
         return self._start("ddpm_cli.cli", "run", [[str(arg) for arg in args]], env or {})
 
     def call(self, function: Callable[..., int | None], *args: Any, env: Mapping[str, str] | None = None) -> Child:
@@ -180,6 +180,10 @@ def live(job: dict[str, Any]) -> None:
             os.dup2(handle := os.open(path, flags, 0o600), target)
             os.close(handle)
         os.environ.update(job["env"])
+        # Whatever those who started the tests ignore.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
         code = getattr(importlib.import_module(job["module"]), job["function"])(*job["args"]) or 0
     except BaseException:
         traceback.print_exc()

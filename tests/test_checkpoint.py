@@ -356,19 +356,21 @@ def test_a_file_that_cannot_be_read_is_damage_too(run: Path, caplog: pytest.LogC
     # /proc/self/mem is a regular file that answers the first read with EIO, as a dying disk does.
     older = publish(run, random_snapshot(1, 4), keep=2)
     folder = publish(run, random_snapshot(2, 8), keep=2)
+    original = (folder / "MANIFEST.json").read_text()
     for name in FILES:
-        (folder / name).rename(folder / "saved")
-        (folder / name).symlink_to("/proc/self/mem")
         if name != "MANIFEST.json":
-            manifest = json.loads((folder / "MANIFEST.json").read_text())
+            manifest = json.loads(original)
             manifest["files"][name]["size"] = 0
             (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+        (folder / name).rename(folder / "saved")
+        (folder / name).symlink_to("/proc/self/mem")
         assert newest(run) == older
         assert str(folder / name) in caplog.text
         with pytest.raises(InputError, match="cannot be read"):
             verify(folder)
         (folder / name).unlink()
         (folder / "saved").rename(folder / name)
+        (folder / "MANIFEST.json").write_text(original)
 
 
 def test_a_pipe_in_place_of_a_file_does_not_hang(run: Path) -> None:
@@ -692,7 +694,7 @@ def test_what_is_no_configuration_is_refused(model_folder: Path, name: str, what
         read_model(model_folder, "m")
     message = str(caught.value)
     assert printable(message) == message
-    assert len(message) < len(str(model_folder)) + 300
+    assert len(message) < 1000
 
 
 def absurd_configs() -> list[dict[str, Any]]:
@@ -844,7 +846,7 @@ def test_hostile_configs_and_weights_cost_neither_memory_nor_time(model_folder: 
         expected = "unet/config.json" if what.startswith("config") else "safetensors"
         assert expected in message, f"{what}: {message}"
         assert printable(message) == message, what
-        assert len(message) < len(str(model_folder)) + 500, f"{what}: a message of {len(message)} characters"
+        assert len(message) < 1000, f"{what}: a message of {len(message)} characters"
         assert seconds < (5 if what.startswith("vast") else 1), f"{what}: {seconds:.1f} s"
 
 

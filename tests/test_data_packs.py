@@ -22,7 +22,7 @@ from PIL import Image
 import ddpm_cli
 from ddpm_cli import data
 from ddpm_cli.data.images import MANIFEST, NAMES, PIXELS
-from ddpm_cli.data.workers import count_workers
+from ddpm_cli.data.workers import Task, count_workers
 from ddpm_cli.errors import DdpmError, DiskError, InputError
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -236,10 +236,14 @@ def test_damaged_images_leave_no_gap(folder: Path, workers: int) -> None:
 
 
 def test_the_number_of_processes_suits_the_work() -> None:
-    assert count_workers(10_000, 10**9, wanted=3) == 3
-    assert count_workers(100, 300_000) == count_workers(1, 3_000_000) == 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert count_workers(1_000_000, 10**9) == count_workers(300, 10**9) == min(cores or 1, 32)
+    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
+    look, pack = Task("folder", "x"), Task("folder", "x", "y")
+    for task in (look, pack):
+        assert count_workers(task, 400, 1_200_000) == count_workers(task, 1, 30_000_000) == 1  # done in no time
+        assert count_workers(task, 1_000_000, 10**10) == count_workers(task, None, 10**11) == cores
+    assert count_workers(pack, 10_000, 30_000_000) == min(cores, 4)
+    assert count_workers(pack, 300, 10**9) == cores  # few, but large
+    assert count_workers(look, 300, 10**8) == 1
 
 
 def test_only_numpy_and_pil_are_imported() -> None:

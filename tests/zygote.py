@@ -18,7 +18,10 @@ def main() -> None:
     import ddpm_cli.cli.measuring
     import ddpm_cli.cli.sampling
     import ddpm_cli.cli.training  # noqa: F401
+    from ddpm_cli.presets import PRESETS
+    from ddpm_cli.unet import flops
 
+    flops(PRESETS["tiny"].unet((8, 8), 1), (8, 8))  # imports what torch needs for its meta device
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

@@ -35,12 +35,19 @@ _VARIANCES = {
     "fixed_large_log": "fixed-large",
 }
 # Settings of diffusers' schedulers that must have this value, because anything else is another process.
-_FIXED = {"trained_betas": None, "thresholding": False, "clip_sample_range": 1, "rescale_betas_zero_snr": False}
+_FIXED = {
+    "trained_betas": None,
+    "thresholding": False,
+    "clip_sample_range": 1,
+    "rescale_betas_zero_snr": False,
+    "use_flow_sigmas": False,
+}
 # Settings that only say how diffusers itself samples.
 _IGNORED = (
     *("dynamic_thresholding_ratio", "sample_max_value", "timestep_spacing", "steps_offset", "set_alpha_to_one"),
     *("skip_prk_steps", "solver_order", "solver_type", "algorithm_type", "lower_order_final", "tensor_format"),
-    *("use_karras_sigmas", "final_sigmas_type", "euler_at_final", "lambda_min_clipped"),
+    *("use_karras_sigmas", "final_sigmas_type", "euler_at_final", "lambda_min_clipped", "use_exponential_sigmas"),
+    *("use_beta_sigmas", "use_lu_lambdas", "flow_shift", "use_dynamic_shifting", "time_shift_type"),
 )
 
 
@@ -163,6 +170,8 @@ def _read_scheduler(path: Path) -> DiffusionConfig:
     # diffusers' own defaults, where the file is silent
     config = {"variance": "fixed-small"}
     for key, value in data.items():
+        if key == "variance_type" and value is None:  # of schedulers that have none
+            continue
         if key in translations:
             name, table = translations[key]
             if not isinstance(value, str) or value not in table:

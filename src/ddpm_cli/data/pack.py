@@ -65,7 +65,8 @@ def _pack(
         task = Task(source.kind, str(source.path), str(folder / PIXELS), size, channels)
         with (folder / ALL_NAMES).open("wb") as names:
             chunks = _named(source.chunks(tally), names)
-            for chunk, reply in run(task, chunks, count_workers(source.count, source.nbytes, workers)):
+            processes = workers or count_workers(task, source.count, source.nbytes)
+            for chunk, reply in run(task, chunks, processes):
                 for index, problem in reply.problems:
                     tally.skip(chunk.names[index], problem, chunk.first + index)
                     holes.append(chunk.first + index)

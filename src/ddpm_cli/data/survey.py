@@ -138,8 +138,9 @@ def _scan(source: Source, workers: int | None) -> Generator[int, None, Survey]:
         counts.images, counts.grey = n, n * (channels == 1)
         yield n
     else:
-        processes = count_workers(source.count, source.nbytes, workers)
-        for chunk, reply in run(Task(source.kind, str(source.path)), source.chunks(tally), processes):
+        task = Task(source.kind, str(source.path))
+        processes = workers or count_workers(task, source.count, source.nbytes)
+        for chunk, reply in run(task, source.chunks(tally), processes):
             for index, problem in reply.problems:
                 tally.skip(chunk.names[index], problem, chunk.first + index)
             counts.add(reply)

@@ -28,10 +28,12 @@ from .fit import fit, look
 from .source import Chunk
 
 MAX_WORKERS = 32
-# What one process does in about this many seconds is not worth the start of others.
-_START_SECONDS = 0.5
-_SECONDS_PER_IMAGE = 2e-4
-_SECONDS_PER_BYTE = 2e-8
+# What one process does in a second is not worth the start of others, each of which costs about 0.3 s.
+_WORTH_SECONDS = 1.0
+_SHARE_SECONDS = 0.5
+# Seconds an image, and a byte of its file: headers only, and decoded.
+_LOOK_SECONDS = 5e-5, 2e-9
+_PACK_SECONDS = 1.7e-4, 2e-8
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ddpm_cli.data.workers import main; main()"
 
@@ -95,15 +97,14 @@ def run(task: Task, chunks: Iterator[Chunk], workers: int) -> Iterator[tuple[Chu
             yield chunk, reply
 
 
-def count_workers(count: int | None, nbytes: int, wanted: int | None = None) -> int:
-    """How many processes suit so many images of so many bytes in all; 1 means this one alone."""
-    if wanted is not None:
-        return wanted
-    seconds = (count or 0) * _SECONDS_PER_IMAGE + nbytes * _SECONDS_PER_BYTE
-    if seconds < _START_SECONDS:
+def count_workers(task: Task, count: int | None, nbytes: int) -> int:
+    """How many processes suit a task on so many images of so many bytes in all; 1 means this one alone."""
+    an_image, a_byte = _LOOK_SECONDS if task.target is None else _PACK_SECONDS
+    seconds = (count or 0) * an_image + nbytes * a_byte
+    if seconds < _WORTH_SECONDS:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS, 1 + int(seconds / _START_SECONDS))
+    return min(cores, MAX_WORKERS, int(seconds / _SHARE_SECONDS))
 
 
 def main() -> None:

@@ -1,0 +1,187 @@
+"""Images of a seed: each is its own, whatever is made with it, and its noise has a name that stays."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ddpm_cli import rng
+from ddpm_cli.denoiser import Denoiser
+from ddpm_cli.diffusion.process import Diffusion
+from ddpm_cli.diffusion.schedule import linear, uniform_steps
+from ddpm_cli.errors import ArgumentError
+from ddpm_cli.generate import Sampling, batches, chain, last, pixels_of
+from models import random_unet, tiny
+
+CPU = torch.device("cpu")
+SHAPE = (3, 4, 6)
+D = Diffusion(linear(20, 0.01, 0.3))
+SAMPLINGS = [
+    Sampling(),
+    Sampling(seed=20201123),
+    Sampling(steps=7, seed=1),
+    Sampling("ddim", steps=7, eta=0.5, seed=2),
+    Sampling("ddim", seed=3),
+]
+
+
+def each_pixel(x_t: Tensor, t: Tensor) -> Tensor:
+    """A network without sums, so that no order of adding can change a bit."""
+    return 0.9 * x_t + 0.3 * torch.sin(3 * x_t + t.reshape(-1, 1, 1, 1))
+
+
+def images(sampling: Sampling, indices: list[int] | range, d: Diffusion = D) -> Tensor:
+    return last(chain(each_pixel, d, sampling, SHAPE, indices, CPU)).x_t
+
+
+# --- an image is a function of its seed and number --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_an_image_does_not_depend_on_the_others_nor_on_their_order(sampling: Sampling) -> None:
+    together = images(sampling, range(6))
+    for indices in ([4], [5, 0], [3, 3, 1], [2, 1000, 4]):
+        some = images(sampling, indices)
+        for row, index in enumerate(indices):
+            if index < 6:
+                assert some[row].numpy().tobytes() == together[index].numpy().tobytes()
+    assert len({row.numpy().tobytes() for row in together}) == 6
+
+
+@pytest.mark.parametrize("sampling", [Sampling(seed=5), Sampling("ddim", steps=10, seed=5)], ids=str)
+def test_with_a_network_batches_change_no_more_than_a_rounding(sampling: Sampling) -> None:
+    # The convolutions of one image are added up in another order in another batch: 1e-6 at a step, 1e-5 at the end.
+    # A level of uint8 is 8e-3 wide, so a pixel changes, by one level, only if it is that near to the edge of one.
+    denoiser = Denoiser(random_unet(tiny(), 5), "fp32")
+
+    def make(indices: range) -> Tensor:
+        return last(chain(denoiser, D, sampling, (1, 8, 8), indices, CPU)).x_t
+
+    together = make(range(12))
+    assert together.std() > 0.2
+    for size in (1, 5):
+        apart = torch.cat([make(indices) for indices in batches(0, 12, size)])
+        torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
+        changes = np.abs(pixels_of(apart).astype(int) - pixels_of(together))
+        assert changes.max() <= 1
+        assert changes.mean() <= 0.01
+
+
+def test_seeds_make_different_images_and_x_T_has_nothing_to_do_with_the_settings() -> None:  # noqa: N802
+    seen: dict[int, set[bytes]] = {0: set(), 1: set()}
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        if t[0] == 20:
+            seen[seed].add(x_t.numpy().tobytes())
+        return each_pixel(x_t, t)
+
+    for seed in seen:
+        for sampling in (Sampling(seed=seed), Sampling(steps=3, seed=seed), Sampling("ddim", eta=1, seed=seed)):
+            last(chain(network, D, sampling, SHAPE, range(4), CPU))
+    assert [len(starts) for starts in seen.values()] == [1, 1]
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("steps", [20, 7, 1])
+@pytest.mark.parametrize("variance", ["fixed-large", "fixed-small"])
+def test_algorithm_2_with_the_noise_that_has_these_names(variance: str, steps: int) -> None:
+    # x_T of image i is named (seed, "x_T", i), and the noise that is added on leaving the trained chain's step t
+    # (seed, "z", i, t).
+    visited = [0, *uniform_steps(20, steps)]
+    s = D.schedule
+    x = np.stack([rng.normal(SHAPE, 9, "x_T", i) for i in (3, 8)]).astype(np.float64)
+    for before, t in reversed(list(pairwise(visited))):
+        ab, ab_before = s.alpha_bar[t], s.alpha_bar[before]
+        alpha = ab / ab_before
+        eps = each_pixel(torch.from_numpy(x), torch.tensor([t, t])).numpy()
+        x = (x - (1 - alpha) / math.sqrt(1 - ab) * eps) / math.sqrt(alpha)
+        sigma2 = 1 - alpha if variance == "fixed-large" else (1 - ab_before) / (1 - ab) * (1 - alpha)
+        if before:
+            x += math.sqrt(sigma2) * np.stack([rng.normal(SHAPE, 9, "z", i, t) for i in (3, 8)])
+    d = Diffusion(s, variance=variance, clip=False)
+    ours = images(Sampling(steps=steps, seed=9), [3, 8], d)
+    np.testing.assert_allclose(ours.numpy(), x, rtol=0, atol=2e-5 * np.abs(x).max())
+
+
+def test_a_chain_leaves_the_callers_gradients_alone() -> None:
+    steps = 0
+    for step in chain(each_pixel, D, Sampling(), SHAPE, range(2), CPU):
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+        assert not step.x_t.requires_grad
+        steps += 1
+    assert steps == 20
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_steps_of_the_samplers() -> None:
+    long = Diffusion(linear())
+    assert Sampling().timesteps(long) == list(range(1, 1001))
+    assert Sampling("ddim").timesteps(long) == uniform_steps(1000, 50)
+    assert Sampling("ddim").timesteps(D) == list(range(1, 21))
+    assert Sampling(steps=3).timesteps(long) == Sampling("ddim", steps=3).timesteps(long) == [1, 500, 1000]
+
+
+def test_ddim_has_no_noise_unless_it_is_asked_for() -> None:
+    assert (images(Sampling("ddim"), range(2)) == images(Sampling("ddim", eta=0.0), range(2))).all()
+    assert not (images(Sampling("ddim"), range(2)) == images(Sampling("ddim", eta=0.1), range(2))).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "euler"}, "--sampler is 'euler'; it must be one of ddpm, ddim"),
+        ({"eta": 0.0}, "--eta belongs to --sampler ddim"),
+        ({"sampler": "ddpm", "eta": 0.5}, "--eta belongs to --sampler ddim"),
+        ({"sampler": "ddim", "eta": -0.1}, "--eta is -0.1; it must be from 0 to 1"),
+        ({"sampler": "ddim", "eta": 1.5}, "--eta is 1.5; it must be from 0 to 1"),
+        ({"sampler": "ddim", "eta": math.nan}, "--eta is nan; it must be from 0 to 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        Sampling(**settings)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 21])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_more_steps_than_there_are_or_none_are_refused(sampler: str, steps: int) -> None:
+    with pytest.raises(ArgumentError, match=rf"--steps is {steps}; this model has steps 1 to 20"):
+        images(Sampling(sampler, steps=steps), range(1))
+
+
+# --- batches and pixels -----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**40), st.integers(0, 200), st.integers(1, 70))
+def test_batches_cut_the_range_without_loss(first: int, n: int, batch_size: int) -> None:
+    parts = list(batches(first, n, batch_size))
+    assert [index for part in parts for index in part] == list(range(first, first + n))
+    assert all(len(part) == batch_size for part in parts[:-1])
+    assert all(1 <= len(part) <= batch_size for part in parts[-1:])
+
+
+def test_pixels_are_the_nearest_levels_with_channels_last() -> None:
+    x = torch.linspace(-1, 1, 120).reshape(2, 3, 4, 5)
+    pixels = pixels_of(x)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (2, 4, 5, 3)
+    for b, c, h, w in np.ndindex(2, 3, 4, 5):
+        assert abs(pixels[b, h, w, c] - (float(x[b, c, h, w]) + 1) * 127.5) <= 0.5 + 1e-5
+    assert pixels_of(torch.tensor([-9.0, 9.0]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
+
+
+def test_last_runs_a_chain_to_its_end() -> None:
+    steps = list(chain(each_pixel, D, Sampling(), SHAPE, range(2), CPU))
+    end = last(iter(steps))
+    assert end is steps[-1]
+    assert end.t == 0
