@@ -19,6 +19,8 @@ class Preset:
         attention: blocks have self-attention at the first level of at most so many pixels a side (and the middle
             block always), which is the paper's 16x16 for its sizes.
         coarsest: smallest side of the last level, or None where the number of levels is fixed.
+        groups: of the group norms. The small presets have fewer than the paper's 32, which at 32 channels would
+            normalise each channel by itself: an image's brightness would be lost on the network, and time with it.
         steps: default number of optimizer steps.
     """
 
@@ -26,6 +28,7 @@ class Preset:
     channels: tuple[int, ...]
     attention: int
     coarsest: int | None
+    groups: int
     dropout: float
     variance: str
     train: TrainConfig
@@ -47,7 +50,7 @@ class Preset:
             layers_per_block=2,
             dropout=self.dropout if dropout is None else dropout,
             norm_eps=1e-6,
-            norm_num_groups=32,
+            norm_num_groups=self.groups,
             attention_head_dim=None,
             downsample_padding=0,
             flip_sin_to_cos=False,
@@ -77,6 +80,7 @@ PRESETS = {
         channels=(32, 64, 64, 64),
         attention=8,
         coarsest=4,
+        groups=8,
         dropout=0.1,
         variance="fixed-large",
         train=replace(_SMALL, batch_size=64),
@@ -87,6 +91,7 @@ PRESETS = {
         channels=(64, 128, 128, 256),
         attention=8,
         coarsest=4,
+        groups=8,
         dropout=0.1,
         variance="fixed-large",
         train=replace(_SMALL, lr=5e-4, warmup=500),
@@ -97,6 +102,7 @@ PRESETS = {
         channels=(128, 256, 256, 256),
         attention=16,
         coarsest=None,
+        groups=32,
         dropout=0.1,
         variance="fixed-large",
         train=_PAPER,
@@ -107,6 +113,7 @@ PRESETS = {
         channels=(128, 128, 256, 256, 512, 512),
         attention=16,
         coarsest=None,
+        groups=32,
         dropout=0.0,
         variance="fixed-small",
         train=replace(_PAPER, batch_size=64, lr=2e-5),

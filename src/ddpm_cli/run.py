@@ -144,7 +144,9 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArgumentError(f"{printable(folder)} is a file; name a folder with -o")
     if not (folder / "config.json").exists():
-        strangers = [p.name for p in folder.iterdir() if p.name[:5] != ".lock"] if folder.is_dir() else []
+        # A trainer that was killed early leaves a lock, or a config.json that is not yet one.
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        strangers = [name for name in names if not name.startswith((".lock", ".tmp-"))]
         if strangers not in ([], ["checkpoints"]):
             raise ArgumentError(
                 f"{printable(folder)} is not empty and holds no run ({printable(sorted(strangers)[0])} is in it); "

@@ -145,17 +145,7 @@ class Training:
         self._dropout.manual_seed(rng.torch_seed(config.seed, "dropout", self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(self.step)
-        loss = self._backward(batch)
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip, foreach=True)
-        bad = ~torch.isfinite(self._grad_norm + loss)
-        self._bad_step.copy_(torch.where(bad & (self._found_inf == 0), float(self.step), self._bad_step))
-        self._found_inf.copy_(torch.maximum(self._found_inf, bad.float()))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        rate = config.ema_at(self.step)
-        torch._foreach_lerp_(self._ema_parameters, self.parameters, 1 - rate)
-        self._loss_sum += loss
-        self._loss_count += 1
+        self._update(self._backward(batch))
         if self.device.type == "cpu":
             self.check()
 
@@ -194,6 +184,21 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    @torch.no_grad()
+    def _update(self, loss: torch.Tensor) -> None:
+        """Clip the gradients, take Adam's step unless something is not finite, and follow with the average."""
+        config = self.config
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip, foreach=True)
+        bad = ~torch.isfinite(self._grad_norm + loss)
+        self._bad_step.copy_(torch.where(bad & (self._found_inf == 0), float(self.step), self._bad_step))
+        self._found_inf.copy_(torch.maximum(self._found_inf, bad.float()))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        rate = config.ema_at(self.step)
+        torch._foreach_lerp_(self._ema_parameters, self.parameters, 1 - rate)
+        self._loss_sum += loss
+        self._loss_count += 1
 
 
 def train(

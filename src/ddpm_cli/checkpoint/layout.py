@@ -84,6 +84,7 @@ def read_model(folder: Path, source: str, step: int | None = None) -> StoredMode
     scheduler_folder = folder / "scheduler" if nested else folder
     unet = _read_unet(unet_folder / "config.json")
     diffusion = _read_scheduler(scheduler_folder / "scheduler_config.json")
+    _check_match(unet_folder / "config.json", unet, diffusion)
     file = unet_folder / WEIGHTS
     if not file.is_file() and (pickles := sorted(unet_folder.glob("*.bin"))):
         raise InputError(f"{printable(file)} is missing; {pickles[0].name} is a pickle, which is never read unasked")
@@ -187,6 +188,18 @@ def _read_scheduler(path: Path) -> DiffusionConfig:
         return replace(DiffusionConfig(), **config)  # type: ignore[arg-type]
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _check_match(path: Path, unet: UNetConfig, diffusion: DiffusionConfig) -> None:
+    where = printable(path)
+    if unet.out_channels != unet.in_channels:
+        raise InputError(f"{where}: out_channels is {unet.out_channels}; it must be in_channels, {unet.in_channels}")
+    known = unet.num_train_timesteps
+    if unet.time_embedding_type == "learned" and known is not None and known < diffusion.timesteps:
+        raise InputError(
+            f"{where}: num_train_timesteps is {known}, so this network knows fewer steps than the scheduler's "
+            f"{diffusion.timesteps}"
+        )
 
 
 def _check_class(path: Path, data: Mapping[str, Any], allowed: tuple[str, ...]) -> None:

@@ -180,12 +180,23 @@ def run_lock(run: Path) -> Iterator[None]:
     try:
         with disk_errors(owner):
             owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            for leftover in (run / "checkpoints").glob(".t*"):
-                if leftover.name.startswith((_STAGED, _RETIRED)):
-                    shutil.rmtree(leftover, ignore_errors=True)
+            _remove_leftovers(run)
         yield
     finally:
+        with contextlib.suppress(OSError):  # so that nobody is told a name of the past
+            owner.unlink()
         lock.release()
+
+
+def _remove_leftovers(run: Path) -> None:
+    """Remove what was being written, or deleted, when a trainer was killed."""
+    for folder in (run, run / "samples", run / "checkpoints"):
+        for leftover in folder.glob(".t*"):
+            if leftover.name.startswith((_STAGED, _RETIRED)):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
 
 
 def _write(staged: Path, snapshot: Snapshot) -> None:

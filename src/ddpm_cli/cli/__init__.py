@@ -86,6 +86,7 @@ def group() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code (see docs/exit-codes.md)."""
+    _fill_closed_streams()
     sys.exit(run(args))
 
 
@@ -114,6 +115,15 @@ def run(args: Sequence[str] | None = None) -> int:
         _say(f"unexpected error: {type(error).__name__}: {error}\nDDPM_DEBUG=1 shows where; please report it")
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _fill_closed_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr was closed, lest a file that we open becomes one of them."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _trace() -> None:

@@ -82,7 +82,10 @@ def open_file(root: str, name: str) -> Iterator[IO[bytes]]:
         if not stat.S_ISREG(info.st_mode):
             raise InputError("not a regular file")
         check_size(info.st_size)
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})") from error
 
 
 def check_size(size: int) -> None:

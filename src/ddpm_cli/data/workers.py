@@ -33,7 +33,8 @@ _WORTH_SECONDS = 1.0
 _SHARE_SECONDS = 0.5
 # Seconds an image, and a byte of its file: headers only, and decoded.
 _LOOK_SECONDS = 5e-5, 2e-9
-_PACK_SECONDS = 1.7e-4, 2e-8
+_PACK_SECONDS = 1.5e-4, 2e-8
+_WRITE_BYTES = 2**20
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ddpm_cli.data.workers import main; main()"
 
@@ -168,28 +169,45 @@ def _look(read: Opener, chunk: Chunk) -> Reply:
 
 
 def _pack(read: Opener, chunk: Chunk, target: int, task: Task) -> Reply:
-    problems, notes = [], dict[str, int]()
-    for index in range(len(chunk.names)):
-        try:
-            with read(chunk, index) as item:
-                pixels, said = fit(item, task.size, task.channels)
-        except InputError as error:
-            problems.append((index, str(error)))
-            continue
-        for note in said:
-            notes[note] = notes.get(note, 0) + 1
-        try:
-            _write(target, pixels, (chunk.first + index) * pixels.nbytes)
-        except OSError as error:
-            return Reply(disk=error.errno)
+    problems, notes, rows = [], dict[str, int](), _Rows(target)
+    try:
+        for index in range(len(chunk.names)):
+            try:
+                with read(chunk, index) as item:
+                    pixels, said = fit(item, task.size, task.channels)
+            except InputError as error:
+                problems.append((index, str(error)))
+                continue
+            for note in said:
+                notes[note] = notes.get(note, 0) + 1
+            rows.add(pixels, chunk.first + index)
+        rows.flush()
+    except OSError as error:
+        return Reply(disk=error.errno)
     return Reply(problems=tuple(problems), notes=notes)
 
 
-def _write(target: int, pixels: Pixels, offset: int) -> None:
-    data = memoryview(pixels.tobytes())
-    while data:
-        written = os.pwrite(target, data, offset)
-        data, offset = data[written:], offset + written
+class _Rows:
+    """Images on their way to their places in the target. Small neighbours are written at once: that saves time."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.data = bytearray()
+        self.offset = 0
+
+    def add(self, pixels: Pixels, index: int) -> None:
+        offset = index * pixels.nbytes
+        if offset != self.offset + len(self.data) or len(self.data) >= _WRITE_BYTES:
+            self.flush()
+            self.offset = offset
+        self.data += pixels.tobytes()
+
+    def flush(self) -> None:
+        with memoryview(self.data) as data:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self.target, data[done:], self.offset + done)
+        self.data.clear()
 
 
 class _Process:
