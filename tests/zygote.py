@@ -50,8 +50,8 @@ def become(request: dict[str, object]) -> None:
         code = run(request["args"])  # type: ignore[arg-type]
         sys.stdout.flush()
         sys.stderr.flush()
-    except SystemExit as exit:  # of shell completion
-        code = int(exit.code or 0)
+    except SystemExit as left:  # of shell completion
+        code = int(left.code or 0)
         sys.stdout.flush()
     finally:
         os._exit(code)
