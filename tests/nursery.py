@@ -116,6 +116,8 @@ class Nursery:
         self._count += 1
         out, err = (self._folder / f"{self._count}.{kind}" for kind in ("out", "err"))
         job = {"module": module, "function": function, "args": args, "env": dict(env)}
+        out.touch()
+        err.touch()
         self._ask(job | {"out": str(out), "err": str(err)})
         pid = int(self._answer(60))
         self._codes.pop(pid, None)
@@ -174,10 +176,10 @@ def live(job: dict[str, Any]) -> None:
     try:
         for target, path, flags in (
             (0, os.devnull, os.O_RDONLY),
-            (1, job["out"], os.O_WRONLY | os.O_CREAT),
-            (2, job["err"], os.O_WRONLY | os.O_CREAT),
+            (1, job["out"], os.O_WRONLY),
+            (2, job["err"], os.O_WRONLY),
         ):
-            os.dup2(handle := os.open(path, flags, 0o600), target)
+            os.dup2(handle := os.open(path, flags), target)
             os.close(handle)
         os.environ.update(job["env"])
         # Whatever those who started the tests ignore.

@@ -123,6 +123,16 @@ def test_noise_belongs_to_the_position_and_the_seed() -> None:
     assert not np.isclose(table(each_pixel, D, images, 3, seed=1)[0], bits, rtol=1e-3).all()
 
 
+def test_the_network_runs_without_gradients_and_the_caller_keeps_them() -> None:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        return each_pixel(x_t, t)
+
+    for _ in terms(network, D, random_images(2), 2, 0, 16, CPU):
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+
+
 # --- the numbers ------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -354,9 +353,3 @@ def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], colour: ddpm
 def test_arrays_that_are_no_images_are_refused(pixels: np.ndarray, colour: ddpm.Model) -> None:
     with pytest.raises(InputError, match="images must be uint8"):
         colour.bits_per_dim(pixels)
-
-
-def test_a_bound_can_be_written_as_json(grey: ddpm.Model) -> None:
-    bound = grey.bits_per_dim(np.zeros((2, 8, 8, 1), np.uint8))
-    numbers = [bound.bits_per_dim, bound.stderr, bound.prior, bound.rate, bound.decoder]
-    assert json.loads(json.dumps(numbers)) == numbers

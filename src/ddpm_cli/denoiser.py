@@ -25,7 +25,6 @@ class Denoiser:
         self.precision = precision
 
     def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        x_t = x_t.contiguous(memory_format=torch.channels_last)
         with self._autocast(x_t.device.type):
             output: torch.Tensor = self.unet(x_t, t - 1)
         return output.float()

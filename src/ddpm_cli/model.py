@@ -111,6 +111,8 @@ class Model:
         Raises:
             ArgumentError: settings that do not go together, or more steps than the model has.
         """
+        if n < 0 or first < 0 or batch_size < 1:
+            raise ArgumentError(f"n is {n}, first {first}, batch_size {batch_size}; they must be at least 0, 0 and 1")
         sampling = Sampling(sampler, steps, eta, seed)
         parts = [
             generate.pixels_of(generate.last(self.chain(sampling, indices)).x_t)

@@ -171,22 +171,20 @@ def _steps(
 ) -> Iterator[Progress]:
     deadline = None if cadence.max_time is None else time.monotonic() + cadence.max_time
     saved = training.step
-    with disk_errors(folder / "metrics.jsonl"), (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-        for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=stop):
-            step = training.step
-            if report and cadence.log_every:
-                metrics.write(json.dumps(asdict(report)) + "\n")
-                metrics.flush()
-            checkpoint = preview = None
-            if _due(step, cadence.save_every):
-                training.check()
-                checkpoint = publish(folder, training.snapshot(), keep=cadence.keep)
-                saved = step
-            if _due(step, cadence.sample_every):
-                preview = _preview(folder, training)
-            yield Progress(step, True, report, checkpoint, preview)
-            if deadline is not None and time.monotonic() > deadline:
-                stop.set()
+    for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=stop):
+        step = training.step
+        if report and cadence.log_every:
+            _append(folder / "metrics.jsonl", report)
+        checkpoint = preview = None
+        if _due(step, cadence.save_every):
+            training.check()
+            checkpoint = publish(folder, training.snapshot(), keep=cadence.keep)
+            saved = step
+        if _due(step, cadence.sample_every):
+            preview = _preview(folder, training)
+        yield Progress(step, True, report, checkpoint, preview)
+        if deadline is not None and time.monotonic() > deadline:
+            stop.set()
     if saved != training.step or saved == 0:
         training.check()
         checkpoint = publish(folder, training.snapshot(), keep=cadence.keep)
@@ -210,6 +208,11 @@ def _preview(folder: Path, training: Training) -> Path:
         path.parent.mkdir(exist_ok=True)
     write_file(path, encode_png(to_image(sheet)))
     return path
+
+
+def _append(metrics: Path, report: StepReport) -> None:
+    with disk_errors(metrics), metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(report)) + "\n")
 
 
 def _forget_after(metrics: Path, step: int) -> None:

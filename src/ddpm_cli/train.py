@@ -122,10 +122,9 @@ class Training:
     def snapshot(self) -> Snapshot:
         """Everything that `restore` needs, and the folder format holds."""
         optimizer = {
-            f"{name}.{moment}": self.optimizer.state[parameter][moment]
+            f"{name}.{moment}": self.optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
             for name, parameter in self.unet.named_parameters()
             for moment in MOMENTS
-            if parameter in self.optimizer.state
         }
         return Snapshot(
             step=self.step,

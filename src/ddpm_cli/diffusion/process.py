@@ -59,6 +59,7 @@ def _c_0(s: Schedule) -> Table:
     """The factor of x_0 in Eq. 7, (T + 1,); 1 at t = 1."""
     result = np.zeros_like(s.beta)
     result[1:] = np.sqrt(s.alpha_bar[:-1]) * s.beta[1:] / (1 - s.alpha_bar[1:])
+    result[1] = 1  # not only up to rounding
     return result
 
 
