@@ -194,6 +194,8 @@ def _check_match(path: Path, unet: UNetConfig, diffusion: DiffusionConfig) -> No
     where = printable(path)
     if unet.out_channels != unet.in_channels:
         raise InputError(f"{where}: out_channels is {unet.out_channels}; it must be in_channels, {unet.in_channels}")
+    if unet.in_channels not in (1, 3, 4):
+        raise InputError(f"{where}: in_channels is {unet.in_channels}; images have 1 (grey), 3 (RGB) or 4 (RGBA)")
     known = unet.num_train_timesteps
     if unet.time_embedding_type == "learned" and known is not None and known < diffusion.timesteps:
         raise InputError(

@@ -1,0 +1,309 @@
+"""The documentation against the program: help texts, options, examples, names, codes and links are the real ones."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm_cli
+from conftest import Ddpm
+from ddpm_cli import errors
+from ddpm_cli.cli import COMMANDS, group
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("commands/*.md"))]
+FENCE = re.compile(r"^```(\{?[\w-]*\}?)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OPERATORS = "|&;<>()"
+
+
+def page_id(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=page_id)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced code blocks of a page in one of some languages."""
+    return [body for language, body in FENCE.findall(page.read_text("utf-8")) if language in languages]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCE.sub("", page.read_text("utf-8"))
+
+
+def command_page(command: str) -> Path:
+    return DOCS / "commands" / f"{command}.md"
+
+
+def click_command(command: str) -> click.Command:
+    found = group.get_command(click.Context(group, info_name="ddpm"), command)
+    assert found is not None
+    return found
+
+
+def option_names(command: str) -> set[str]:
+    """Every spelling of every option, --no-... and help included."""
+    own = click_command(command).get_params(click.Context(click_command(command)))
+    names = {
+        name for option in own if isinstance(option, click.Option) for name in (*option.opts, *option.secondary_opts)
+    }
+    return names | {"-h", "--help"}
+
+
+@pytest.fixture
+def in_a_users_folder(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is one with a trained run in ``ddpm-out`` and some images in ``held-out``."""
+    shutil.copytree(tiny_run, tmp_path / "ddpm-out")
+    (tmp_path / "held-out").mkdir()
+    rng = np.random.Generator(np.random.Philox(3))
+    for index in range(3):
+        pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "held-out" / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DDPM_MODEL", raising=False)
+    return tmp_path
+
+
+# The pages of the commands.
+
+
+def load_insert_help() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("insert_help", ROOT / "tools" / "insert_help.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_page_with_its_real_help(command: str) -> None:
+    text = command_page(command).read_text("utf-8")
+    inserted = re.search(rf'insert_help\("{command}"\)\n\]\]\] -->\n(.*?)<!-- \[\[\[end\]\]\] -->', text, re.DOTALL)
+    assert inserted is not None
+    help_text = load_insert_help().help_text(command)
+    assert inserted[1] == f"```console\n$ ddpm {command} --help\n{help_text}\n```\n", "run 'make help-docs'"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_named_in_the_page_of_its_command(command: str) -> None:
+    words = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", command_page(command).read_text("utf-8")))
+    assert option_names(command) - words == set()
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = {line for toc in blocks(DOCS / "index.md", "{toctree}") for line in toc.splitlines()}
+    assert {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")} - listed == {"index"}
+
+
+@each_page
+def test_options_named_in_prose_exist(page: Path) -> None:
+    known = set().union(*(option_names(command) for command in COMMANDS)) | {"--version", "--...-every"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", prose(page)))
+    assert named - known == set()
+
+
+# Examples for the shell.
+
+
+def simple_commands(line: str) -> Iterator[list[str]]:
+    """The commands of a line that call ddpm, as lists of words; what they are redirected to is left out."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=OPERATORS)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    redirected = False
+    for token in [*lexer, ";"]:
+        if set(token) <= set("<>"):
+            redirected = True
+        elif set(token) <= set(OPERATORS):
+            while words and re.match(r"\w+=", words[0]):
+                del words[0]
+            if words[:1] == ["ddpm"]:
+                yield words[1:]
+            words = []
+        elif redirected:
+            redirected = False
+        else:
+            words.append(token)
+
+
+def shell_examples(page: Path) -> list[list[str]]:
+    """The arguments of every call of ddpm in a page's shell blocks, those in the help texts included."""
+    lines = [line.strip().removeprefix("$ ") for block in blocks(page, "console", "sh") for line in block.splitlines()]
+    # What follows an example after some spaces is its explanation.
+    calls = [re.split(r"\s{2,}", line)[0] for line in lines if re.match(r"(\w+=\S+ |\S[^|]* \| )*ddpm ", line)]
+    return [words for line in calls for words in simple_commands(line)]
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line as the program does, without running it."""
+    try:
+        context = group.make_context("ddpm", list(words))
+        name, command, rest = group.resolve_command(context, list(words))
+        assert command is not None
+        command.make_context(name, rest, parent=context)
+    except click.exceptions.Exit as end:  # --help and --version
+        assert end.exit_code == 0
+
+
+@each_page
+def test_shell_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("DDPM_MODEL", "DDPM_TRAIN_FROM", "DDPM_NOISE_T", "DDPM_SAMPLE_GRID"):
+        monkeypatch.delenv(variable, raising=False)
+    for words in shell_examples(page):
+        try:
+            parse(words)
+        except click.ClickException as error:
+            pytest.fail(f"ddpm {shlex.join(words)}: {error.format_message()}")
+
+
+def test_there_are_shell_examples_and_the_parser_tells_good_from_bad() -> None:
+    for name in ("README.md", "docs/tutorial.md", *(f"docs/commands/{command}.md" for command in COMMANDS)):
+        assert len(shell_examples(ROOT / name)) >= 5, name
+    assert list(simple_commands("cat a.png | ddpm noise - --t 0,1 > b.png; X=1 ddpm sample -n 4 # more")) == [
+        ["noise", "-", "--t", "0,1"],
+        ["sample", "-n", "4"],
+    ]
+    for words in (["sampel"], ["sample", "--nosuch"], ["sample", "-n", "0"], ["train"], ["noise", "a.png", "--t", "x"]):
+        with pytest.raises(click.ClickException):
+            parse(words)
+
+
+@each_page
+def test_calls_in_prose_name_commands_and_options_that_exist(page: Path) -> None:
+    for call in re.findall(r"`ddpm ([^`]+)`", prose(page)):
+        words = call.replace("\\|", "|").split(" | ")[0].split()
+        if words[0].startswith("-"):
+            continue
+        assert words[0] in COMMANDS, call
+        used = {word for word in words[1:] if re.match(r"--?[a-zA-Z]", word)}
+        assert used - option_names(words[0]) == set(), call
+
+
+# Python.
+
+
+@pytest.mark.parametrize(
+    ("page", "number"), [("python.md", 0), ("python.md", 1), ("tutorial.md", 0), ("tutorial.md", 1)]
+)
+def test_python_examples_run(in_a_users_folder: Path, page: str, number: int) -> None:
+    examples = blocks(DOCS / page, "python")
+    assert len(examples) == 2, "parametrize over all of them"
+    exec(compile(examples[number], f"{page}[{number}]", "exec"), {"__name__": "example"})
+
+
+def test_the_examples_of_the_theory_give_what_they_say(in_a_users_folder: Path) -> None:
+    source = "\n".join(blocks(DOCS / "theory.md", "pycon"))
+    example = doctest.DocTestParser().get_doctest(source, {}, "theory.md", None, 0)
+    complaints: list[str] = []
+    results = doctest.DocTestRunner(verbose=False).run(example, out=complaints.append)
+    assert results.attempted > 40
+    assert results.failed == 0, "".join(complaints)
+
+
+def test_every_public_name_is_documented() -> None:
+    directives = "\n".join(blocks(DOCS / "python.md", "{eval-rst}"))
+    documented = set(re.findall(r"^\.\. auto\w+:: ddpm_cli\.(\w+)$", directives, re.MULTILINE))
+    assert documented >= set(ddpm_cli.__all__)
+
+
+def resolve(name: str) -> object:
+    """What a dotted name stands for: a module, or something in one."""
+    parts = name.split(".")
+    found: object = importlib.import_module(parts[0])
+    for index, part in enumerate(parts[1:], 2):
+        if not hasattr(found, part):
+            importlib.import_module(".".join(parts[:index]))
+        found = getattr(found, part)
+    return found
+
+
+@each_page
+def test_names_that_the_text_links_to_exist(page: Path) -> None:
+    for role, name in re.findall(r"\{py:(\w+)\}`~?([\w.]+)`", prose(page)):
+        found = resolve(name)
+        assert role == "attr" or callable(found) or isinstance(found, ModuleType), name
+
+
+def test_the_theory_has_every_equation_and_algorithm_with_its_functions() -> None:
+    text = (DOCS / "theory.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| (Eq\. \d+|Algorithm \d) \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE))
+    assert list(rows) == [*(f"Eq. {n}" for n in range(1, 17)), *(f"Algorithm {n}" for n in range(1, 5))]
+    without_function = {"Eq. 3", "Eq. 6", "Eq. 9", "Eq. 10", "Eq. 16", "Algorithm 3", "Algorithm 4"}
+    assert {name for name, where in rows.items() if "{py:" not in where} == without_function
+    explained = prose(DOCS / "theory.md").split("## Notation")[1]
+    for name in rows:
+        number = name.split()[-1]
+        kind = "Algorithms?" if name.startswith("A") else "Eq\\."
+        assert re.search(rf"\*\*{kind} (\d+ and )?{number}\b", explained), f"{name} has no paragraph"
+
+
+# Codes, variables, links.
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    rows = re.findall(r"^\| (\d) \| [^|]+ \| `?(\w*)`? \|", (DOCS / "exit-codes.md").read_text("utf-8"), re.MULTILINE)
+    ours = {
+        error.__name__: error.exit_code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.DdpmError)
+    }
+    assert {name: int(code) for code, name in rows if name} == ours
+    assert [int(code) for code, _ in rows] == [*range(8)]
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 7])
+def test_the_example_of_an_exit_code_ends_with_it(ddpm: Ddpm, tmp_path: Path, code: int) -> None:
+    text = (DOCS / "exit-codes.md").read_text("utf-8")
+    example = re.search(rf"^\| {code} \|.*\| `ddpm ([^`]+)` \|$", text, re.MULTILINE)
+    assert example is not None
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    assert ddpm(*example[1].split()).returncode == code
+
+
+def test_options_come_from_the_variables_that_the_text_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = click.Context(group, info_name="ddpm", auto_envvar_prefix="DDPM")
+    for command in COMMANDS:
+        inner = click.Context(click_command(command), info_name=command, parent=context)
+        for option in inner.command.params:
+            if not isinstance(option, click.Option) or {"--json", "-q", "-v"} & set(option.opts):
+                continue
+            name = max(option.opts, key=len).lstrip("-")
+            variable = "DDPM_MODEL" if name == "model" else f"DDPM_{command}_{name}".upper().replace("-", "_")
+            monkeypatch.setenv(variable, "from the environment")
+            assert option.resolve_envvar_value(inner) == "from the environment", variable
+    for variable in re.findall(r"`(DDPM_[A-Z_]+)=", (DOCS / "formats.md").read_text("utf-8")):
+        assert variable == "DDPM_DEBUG" or monkeypatch.delenv(variable) is None  # fails if none was set above
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_internal_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        file, _, anchor = target.partition("#")
+        there = page if not file else page.parent / file
+        assert there.is_file(), f"{page_id(page)}: {target}"
+        assert not anchor or anchor in anchors(there), f"{page_id(page)}: {target}"

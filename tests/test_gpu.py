@@ -1,0 +1,64 @@
+"""The same promises on a CUDA device. Skipped, with a reason, where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ddpm_cli
+from conftest import Ddpm
+
+pytestmark = pytest.mark.gpu
+
+SHORT = ("--preset", "tiny", "--batch-size", "16", "--steps", "8", "--sample-every", "0", "--log-every", "1")
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_on_the_gpu_follows_the_cpu(ddpm: Ddpm, tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        done = ddpm(
+            "train", "builtin:digits", "-o", device, "--device", device, "--precision", "fp32", "--dropout", "0", *SHORT
+        )
+        assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "cuda"), losses(tmp_path / "cpu"), rtol=1e-3)
+
+
+def test_a_run_goes_on_where_it_stopped(ddpm: Ddpm, tmp_path: Path) -> None:
+    options = ("--device", "cuda", "--save-every", "4", *SHORT)
+    assert ddpm("train", "builtin:digits", "-o", "whole", *options).returncode == 0
+    assert ddpm("train", "builtin:digits", "-o", "parts", *options, "--steps", "4").returncode == 0
+    assert ddpm("train", "builtin:digits", "-o", "parts", *options).returncode == 0
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=2e-2)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(ddpm: Ddpm, tmp_path: Path) -> None:
+    options = ("train", "builtin:digits", "-o", "run", "--device", "cuda", *SHORT)
+    done = ddpm(*options, "--lr", "1e30", "--warmup", "0")
+    assert done.returncode == 5
+    assert "not finite" in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_samples_on_the_gpu_are_those_of_the_cpu() -> None:
+    made = [
+        ddpm_cli.load("builtin:digits", device=device, precision="fp32").sample(8, sampler="ddim", steps=20)
+        for device in ("cpu", "cuda")
+    ]
+    difference = np.abs(made[0].astype(int) - made[1])
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.05
+
+
+def test_bits_per_dim_on_the_gpu_is_that_of_the_cpu() -> None:
+    images = ddpm_cli.open_images("builtin:digits").take(np.arange(2))
+    bits = [
+        ddpm_cli.load("builtin:digits", device=device, precision="fp32").bits_per_dim(images).bits_per_dim
+        for device in ("cpu", "cuda")
+    ]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-3)
