@@ -136,7 +136,10 @@ class Interruption:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Interruption]:
-    """Within, the first SIGINT, SIGTERM or SIGHUP asks to save and stop; the second ends the process at once."""
+    """Within, the first SIGINT, SIGTERM or SIGHUP asks to save and stop; the second ends the process at once.
+
+    A signal that is ignored from outside, as ``nohup`` does with SIGHUP, stays ignored.
+    """
     interruption = Interruption()
 
     def handle(number: int, _: Any) -> None:
@@ -145,7 +148,8 @@ def stopping() -> Iterator[Interruption]:
         interruption.signal = number
         interruption.event.set()
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield interruption
     finally:
