@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ def tables() -> Iterator[Table]:
 
     device = choose_device("auto")
     layouts = LAYOUTS if choose_precision("auto", device) == "bf16" else LAYOUTS[:2]
-    config = PRESETS["cifar10"].unet((32, 32), 3, dropout=0.0)
+    config = replace(PRESETS["cifar10"].unet((32, 32), 3), dropout=0.0)
     ours = build(config, device)
     init_weights(ours, torch.Generator().manual_seed(0))
     theirs = UNet2DModel.from_config({k: v for k, v in config.to_json().items() if v is not None or "dim" in k})

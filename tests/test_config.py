@@ -270,7 +270,6 @@ def test_a_preset_builds_a_network_for_any_size(name: str, size: tuple[int, int]
     small_enough = [min(size) / 2**level <= preset.attention for level in range(network.levels)]
     assert attends.count(True) == min(1, small_enough.count(True))
     assert attends.index(True) == small_enough.index(True) if any(attends) else True
-    assert preset.unet(size, channels, dropout=0.25).dropout == 0.25
     if preset.coarsest is not None:  # the small ones have as many levels as fit
         network.check_size(size)
 

@@ -297,7 +297,7 @@ def test_options_come_from_the_variables_that_the_text_says(monkeypatch: pytest.
     for command in COMMANDS:
         inner = click.Context(click_command(command), info_name=command, parent=context)
         for option in inner.command.params:
-            if not isinstance(option, click.Option) or {"--json", "-q", "-v"} & set(option.opts):
+            if not isinstance(option, click.Option) or {"-q", "-v"} & set(option.opts):
                 continue
             name = max(option.opts, key=len).lstrip("-")
             variable = "DDPM_MODEL" if name == "model" else f"DDPM_{command}_{name}".upper().replace("-", "_")

@@ -48,7 +48,7 @@ def test_dry_run_says_what_it_would_do_and_writes_nothing(ddpm: Ddpm, photos: Pa
         "its cifar10 run would take about",
         "1 skipped",
         "broken.png",
-        "1 other files ignored",
+        "1 other file ignored",
         str(tmp_path / "ddpm-out"),
     ):
         assert words in done.stderr, words
@@ -149,9 +149,9 @@ def test_fine_tuning_from_a_run_and_from_its_checkpoint(ddpm: Ddpm, tmp_path: Pa
         (["photos", "--preset", "cifar10", "--size", "28"], 3, ["28x28", "32x32", "--size"]),
         (["photos", "--size", "0"], 2, ["0"]),
         (["photos", "--size", "99999"], 2, ["99999"]),
-        (["photos", "--lr", "-1"], 3, ["lr", "-1"]),
-        (["photos", "--ema", "1"], 3, ["ema"]),
-        (["photos", "--accumulate", "999"], 3, ["accumulate", "999"]),
+        (["photos", "--lr", "-1"], 2, ["lr", "-1"]),
+        (["photos", "--ema", "1"], 2, ["ema"]),
+        (["photos", "--accumulate", "999"], 2, ["accumulate", "999"]),
         (["photos", "-o", "photos"], 2, ["photos", "no run"]),
         (["photos", "-o", "photos/notes.txt"], 2, ["notes.txt"]),
         (["photos", "-o", "no/such/run"], 7, ["no/such/run"]),

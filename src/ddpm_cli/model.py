@@ -99,7 +99,7 @@ class Model:
         eta: float | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> Pixels:
-        """Images ``first``..``first + n - 1`` of a seed; Algorithm 2 over all T steps unless said otherwise.
+        """The n images of a seed from number ``first`` on; Algorithm 2 over all T steps unless said otherwise.
 
         Args:
             sampler: with ``steps`` and ``eta``, as in `Sampling`.

@@ -20,6 +20,7 @@ from .unet import build, flops, parameter_count
 
 BUILTIN_DIGITS = "builtin:digits"
 TRIAL_FLOPS = 60e9  # of one trial step: a moment on a CPU, and enough to be representative
+FINE_TUNING_LR = 2e-4  # the paper's; higher ones are for small networks that know nothing yet
 BACKWARD = 3  # a step computes about three times as much as a forward pass
 
 
@@ -93,15 +94,17 @@ def plan(
         start: the model to fine-tune, which then decides the network and the diffusion.
 
     Raises:
-        ArgumentError, InputError: an option has an impossible value, or does not go with the images or the model.
+        ArgumentError: an option has an impossible value.
+        InputError: the images do not go with the network or the model.
     """
     size, channels = shape[1:3], shape[3]
     name = choose_preset(options.preset, size, accelerated=device.type != "cpu")
     preset = PRESETS[name]
     if start is None:
-        unet, base = preset.unet(size, channels, dropout=options.dropout), preset.diffusion()
+        unet, base = preset.unet(size, channels), preset.diffusion()
     else:
         unet, base = _fine_tuned(start, size, channels, options), start.diffusion
+    unet = _changed(unet, dropout=options.dropout)
     unet.check_size(size)
     diffusion = _changed(
         base,
@@ -111,7 +114,7 @@ def plan(
         timesteps=options.timesteps,
     )
     train = _changed(
-        preset.train,
+        preset.train if start is None else replace(preset.train, lr=min(preset.train.lr, FINE_TUNING_LR)),
         batch_size=options.batch_size,
         accumulate=options.accumulate,
         lr=options.lr,
@@ -168,8 +171,7 @@ def _fine_tuned(start: StoredModel, size: tuple[int, int], channels: int, option
             f"use --channels {start.unet.in_channels}"
         )
     height, width = size
-    dropout = start.unet.dropout if options.dropout is None else options.dropout
-    return replace(start.unet, sample_size=height if height == width else size, dropout=dropout)
+    return replace(start.unet, sample_size=height if height == width else size)
 
 
 def _cadence(options: TrainOptions, preset: Preset) -> Cadence:
@@ -189,14 +191,18 @@ def _cadence(options: TrainOptions, preset: Preset) -> Cadence:
 
 
 def _changed(config: Any, **values: Any) -> Any:
-    """The configuration with every value that is not None instead."""
-    return replace(config, **{name: value for name, value in values.items() if value is not None})
+    """The configuration with every value that is not None instead. They are options: a bad one is an ArgumentError."""
+    try:
+        return replace(config, **{name: value for name, value in values.items() if value is not None})
+    except InputError as error:
+        raise ArgumentError(str(error)) from error
 
 
 def _trial_seconds(config: RunConfig, device: torch.device, n: int) -> float:
     """Seconds of one optimizer step with n images, the faster of two after a first."""
     height, width = config.unet.size
-    train = replace(config.train, batch_size=n, accumulate=1)
+    # Weights that hardly move: a trial must not be what a high learning rate breaks.
+    train = replace(config.train, batch_size=n, accumulate=1, lr=1e-12)
     training = Training(config.unet, config.diffusion, train, device)
     batch = HostBatch(
         images=torch.zeros(n, height, width, config.unet.in_channels, dtype=torch.uint8),

@@ -13,7 +13,6 @@ class Preset:
     """A family of networks of one width, and how it is trained.
 
     Args:
-        summary: one line for the help text.
         channels: channels of each level, finest first. The paper's presets use them all; the small ones only as many
             levels as leave ``coarsest`` pixels a side.
         attention: blocks have self-attention at the first level of at most so many pixels a side (and the middle
@@ -24,7 +23,6 @@ class Preset:
         steps: default number of optimizer steps.
     """
 
-    summary: str
     channels: tuple[int, ...]
     attention: int
     coarsest: int | None
@@ -34,7 +32,7 @@ class Preset:
     train: TrainConfig
     steps: int
 
-    def unet(self, size: tuple[int, int], channels: int, *, dropout: float | None = None) -> UNetConfig:
+    def unet(self, size: tuple[int, int], channels: int) -> UNetConfig:
         """The network for images (height, width) of so many channels, as the paper builds it (Appendix B)."""
         widths = self.channels[: self._levels(size)]
         sides = [min(size) >> level for level in range(len(widths))]
@@ -48,7 +46,7 @@ class Preset:
             down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
             up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
             layers_per_block=2,
-            dropout=self.dropout if dropout is None else dropout,
+            dropout=self.dropout,
             norm_eps=1e-6,
             norm_num_groups=self.groups,
             attention_head_dim=None,
@@ -76,7 +74,6 @@ _SMALL = TrainConfig(batch_size=128, lr=1e-3, warmup=100, ema=0.999, grad_clip=1
 
 PRESETS = {
     "tiny": Preset(
-        summary="learns something in minutes on a laptop's CPU",
         channels=(32, 64, 64, 64),
         attention=8,
         coarsest=4,
@@ -87,7 +84,6 @@ PRESETS = {
         steps=2000,
     ),
     "small": Preset(
-        summary="an evening on a CPU, minutes on a GPU",
         channels=(64, 128, 128, 256),
         attention=8,
         coarsest=4,
@@ -98,7 +94,6 @@ PRESETS = {
         steps=20_000,
     ),
     "cifar10": Preset(
-        summary="the paper's network for 32x32 (35.7 M parameters)",
         channels=(128, 256, 256, 256),
         attention=16,
         coarsest=None,
@@ -109,7 +104,6 @@ PRESETS = {
         steps=800_000,
     ),
     "256": Preset(
-        summary="the paper's network for 256x256 (113.7 M parameters)",
         channels=(128, 128, 256, 256, 512, 512),
         attention=16,
         coarsest=None,

@@ -157,11 +157,13 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     now = _flatten(json.loads(json.dumps(config.to_json())))
     differing = [k for k in sorted({*there, *now} - {"version"}) if there.get(k) != now.get(k)]
     if differing:
-        if "data.digest" in differing:
-            differing = ["data.digest"] + [k for k in differing if not k.startswith("data.")]
-        text = "; ".join(f"{k} was {_short(there.get(k))} and is now {_short(now.get(k))}" for k in differing[:6])
+        changed = "the images are others; " if "data.digest" in differing else ""
+        differing = [k for k in differing if k != "data.digest"]
+        text = changed + "; ".join(
+            f"{k} was {_short(there.get(k))} and is now {_short(now.get(k))}" for k in differing[:6]
+        )
         raise ArgumentError(
-            f"{printable(folder)} holds a run with other settings: {text}. "
+            f"{printable(folder)} holds a run with other settings: {text.removesuffix('; ')}. "
             "Give the same command to go on with it, or another folder with -o"
         )
 

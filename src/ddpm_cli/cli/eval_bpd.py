@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from .options import Command, machine_options, model_option, seed_option, verbosity_options
@@ -17,18 +15,20 @@ Examples:
 
 
 @click.command("eval-bpd", cls=Command, epilog=EPILOG)
-@click.argument("images", metavar="IMAGES", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGES")
 @model_option
 @click.option("--limit", type=click.IntRange(1), help="Measure the first so many images.  [default: all]")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Pairs (image, t) at a time."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of a table.")
+@click.option(
+    "--json", "as_json", envvar="DDPM_EVAL_BPD_JSON", is_flag=True, help="One JSON object on stdout instead of a table."
+)
 @seed_option
 @machine_options
 @verbosity_options
 def command(
-    images: Path,
+    images: str,
     model: str | None,
     limit: int | None,
     batch_size: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from ..data import Images, Stage, Survey, auto_channels, auto_size, find_source, pack, scan
-from ..ui.console import Screen
+from ..ui.console import Screen, plural
 
 T = TypeVar("T")
 
@@ -44,5 +44,5 @@ def _account(name: str, survey: Survey) -> str:
     if survey.transparent:
         kinds.append(f"{survey.transparent:,} transparent")
     ignored = sum(count for _, count in survey.ignored)
-    others = f"; {ignored:,} other files ignored" if ignored else ""
-    return f"{name}: {survey.images:,} images of {sizes} ({', '.join(filter(None, kinds))}){others}"
+    others = f"; {plural(ignored, 'other file')} ignored" if ignored else ""
+    return f"{name}: {plural(survey.images, 'image')} of {sizes} ({', '.join(filter(None, kinds))}){others}"

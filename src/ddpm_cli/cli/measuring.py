@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..evaluate import Bound, prior, summarise
 from ..model import default_spec, load
-from ..ui.console import Screen, as_json
+from ..ui.console import Screen, as_json, plural
 from .images import open_images
 
 
@@ -43,7 +42,7 @@ class Measurement:
         b = self.bound
         spread = "" if b.stderr is None else f" ± {b.stderr:.4f}"
         lines = [
-            f"bits/dim  {b.bits_per_dim:.4f}{spread}  ({self.images} images)",
+            f"bits/dim  {b.bits_per_dim:.4f}{spread}  ({plural(self.images, 'image')})",
             f"  prior   {b.prior:.6f}  L_T",
             f"  rate    {b.rate:.4f}  L_1 + ... + L_(T-1)",
             f"  decoder {b.decoder:.4f}  L_0",
@@ -57,7 +56,7 @@ class Measurement:
 
 
 def measure(
-    source: Path,
+    source: str,
     spec: str | None,
     screen: Screen,
     *,
@@ -71,10 +70,10 @@ def measure(
     model = load(spec or default_spec(), device=device, precision=precision)
     screen.say(f"model {model.source}: {model.describe()}")
     channels, height, width = model.shape
-    images = open_images(str(source), screen, size=(height, width), channels=channels, limit=0)
+    images = open_images(source, screen, size=(height, width), channels=channels, limit=0)
     n, T = min(limit or len(images), len(images)), model.diffusion.schedule.T
     bits, mse = np.empty((n, T)), np.empty((n, T))
     parts = model.bound_terms(images, n, seed=seed, batch_size=batch_size)
-    for part in screen.progress(parts, math.ceil(n * T / batch_size), f"{n} images"):
+    for part in screen.progress(parts, math.ceil(n * T / batch_size), plural(n, "image")):
         bits[part.image, part.t - 1], mse[part.image, part.t - 1] = part.bits, part.mse
     return Measurement(model.source, n, summarise(prior(model.diffusion, images, n), bits, mse))

@@ -59,7 +59,7 @@ To resume, run the same command again.
 @click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="Checkpoints to keep.")
 @click.option("--max-time", type=DurationType(), help="Save and stop after 90s, 4m, 1.5h, 2d.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout at the end.")
+@click.option("--json", "as_json", envvar="DDPM_TRAIN_JSON", is_flag=True, help="One JSON object on stdout at the end.")
 @seed_option
 @machine_options
 @verbosity_options

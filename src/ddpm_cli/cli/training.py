@@ -13,13 +13,13 @@ from typing import Any
 
 import click
 
-from ..checkpoint import StoredModel
+from ..checkpoint import StoredModel, newest
 from ..data import Images
 from ..denoiser import choose_device
 from ..model import read
 from ..plan import Cost, Plan, TrainOptions, cost, plan
 from ..run import Progress, check_folder, run
-from ..ui.console import Screen, as_json, duration, size
+from ..ui.console import Screen, as_json, duration, plural, size
 from .images import open_images
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,7 +61,9 @@ class Job:
             )
             last = self._follow(screen, progress, what)
         if as_json:
-            _print_json({"step": last.step, "checkpoint": str(last.checkpoint), "run": str(self.folder)})
+            _print_json(
+                {"step": last.step, "checkpoint": str(last.checkpoint or newest(self.folder)), "run": str(self.folder)}
+            )
         return self._conclude(screen, last, what, interruption.signal)
 
     def _open(self, screen: Screen, start: StoredModel | None, device: str) -> Images:
@@ -83,7 +85,10 @@ class Job:
             ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
             ("device", f"{device}, {config.train.precision}"),
             ("memory", f"about {size(price.memory)}"),
-            ("time", f"about {duration(price.total_seconds)} for {cadence.steps:,} steps of {batch} images"),
+            (
+                "time",
+                f"about {duration(price.total_seconds)} for {plural(cadence.steps, 'step')} of {plural(batch, 'image')}",
+            ),
         ]
         if cadence.max_time is not None:
             rows.append(("limit", f"{duration(cadence.max_time)} (--max-time)"))
@@ -119,7 +124,7 @@ class Job:
     def _conclude(self, screen: Screen, last: Progress, what: Plan, received: int | None) -> int:
         steps = what.cadence.steps
         if last.step >= steps:
-            screen.say(f"done: {last.step:,} steps; more with --steps {2 * steps}")
+            screen.say(f"done: {plural(last.step, 'step')}; more with --steps {2 * steps}")
         else:
             screen.say(f"stopped at step {last.step:,} of {steps:,}, saved; give the same command again to go on")
         screen.say(f"ddpm sample -m {self.folder} -n 64 -o grid.png")

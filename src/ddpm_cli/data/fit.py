@@ -15,8 +15,8 @@ from ..pixels import FORMATS, MAX_SIDE, Pixels, Raster, decode, to_channels, to_
 from .find import Item
 
 ENLARGED = "smaller than the size asked for, so enlarged"
-FLATTENED = "transparency put on white (--channels 4 keeps it)"
-GREYED = "colour turned into grey (--channels 3 keeps it)"
+FLATTENED = "transparency put on white (4 channels keep it)"
+GREYED = "colour turned into grey (3 channels keep it)"
 REDUCED = "16 bits a channel reduced to 8"
 
 

@@ -97,6 +97,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.1f} days"
 
 
+def plural(count: int, noun: str) -> str:
+    """A count of something: 1 image, 1,797 images."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def size(n_bytes: float) -> str:
     """An amount of memory for people, in powers of 1024."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
