@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ import hypothesis
 import pytest
 
 import ddpm_cli
+from nursery import Nursery
 
 # Read when torch is first imported, here and in every process that a test starts. One thread: the networks of the
 # tests are tiny, results do not depend on the number of cores, and threads that wait for each other on a busy machine
@@ -67,14 +65,13 @@ class Ddpm(Protocol):
         """Run ``ddpm ARGS``; the environment is `ddpm_env` with ``env`` on top, the current folder ``tmp_path``."""
 
 
-@pytest.fixture
-def ddpm_env(tmp_path: Path) -> dict[str, str]:
+def clean_environment(folder: Path) -> dict[str, str]:
     """An environment for the program in which neither the user's settings nor a network play a part."""
     ours = ("DDPM_", "_DDPM_", "HF_", "COLUMNS", "LINES", "FORCE_COLOR", "PYTHONWARNINGS")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return env | {
-        "DDPM_CACHE": str(tmp_path / "ddpm-cache"),
-        "HF_HOME": str(tmp_path / "hf-home"),
+        "DDPM_CACHE": str(folder / "ddpm-cache"),
+        "HF_HOME": str(folder / "hf-home"),
         "HF_HUB_OFFLINE": "1",
         "NO_COLOR": "1",
         "TERM": "dumb",
@@ -84,25 +81,23 @@ def ddpm_env(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def ddpm_env(tmp_path: Path) -> dict[str, str]:
+    """See `clean_environment`."""
+    return clean_environment(tmp_path)
+
+
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    """The process that forks the program's processes; see zygote.py."""
-    script = Path(__file__).with_name("zygote.py")
-    env = os.environ | {"PYTHONPATH": str(Path(ddpm_cli.__file__).parents[1])}
-    with subprocess.Popen(
-        [sys.executable, str(script)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """The server that forks the program's processes; see nursery.py."""
+    folder = tmp_path_factory.mktemp("nursery")
+    with Nursery(folder, clean_environment(folder)) as server:
+        yield server
 
 
 @pytest.fixture
-def ddpm(
-    zygote: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, ddpm_env: dict[str, str]
-) -> Ddpm:
+def ddpm(nursery: Nursery, tmp_path: Path, ddpm_env: dict[str, str]) -> Ddpm:
     """``ddpm("sample", "-n", "4")`` runs the program as a process and returns what came of it."""
-    streams = tmp_path_factory.mktemp("streams")
 
     def run(
         *args: str | Path,
@@ -111,21 +106,9 @@ def ddpm(
         cwd: Path | None = None,
         timeout: float = 120,
     ) -> Finished:
-        assert zygote.stdin is not None
-        assert zygote.stdout is not None
-        files = {name: streams / name for name in ("stdin", "stdout", "stderr")}
-        files["stdin"].write_bytes(stdin)
-        request = {
-            "args": [str(arg) for arg in args],
-            "cwd": str(cwd or tmp_path),
-            "env": ddpm_env | (env or {}),
-            "timeout": timeout,
-            **{name: str(file) for name, file in files.items()},
-        }
-        zygote.stdin.write(json.dumps(request) + "\n")
-        zygote.stdin.flush()
-        code = int(zygote.stdout.readline())
-        return Finished(code, files["stdout"].read_bytes(), files["stderr"].read_text(errors="backslashreplace"))
+        child = nursery.ddpm(*args, env=ddpm_env | (env or {}), cwd=cwd or tmp_path, stdin=stdin)
+        code = child.wait(timeout)
+        return Finished(code, child.out.read_bytes(), child.stderr)
 
     return run
 

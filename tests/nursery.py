@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import ddpm_cli
+from ddpm_cli.presets import PRESETS
+from ddpm_cli.unet import flops
 
 # What a run of the program imports only when it needs it; imported by the server once instead of by each child.
 PRELOAD = (
-    "torch.utils.flop_counter",
     "torch._dynamo",
     "ddpm_cli.cli.train",
     "ddpm_cli.cli.training",
+    "ddpm_cli.cli.sampling",
+    "ddpm_cli.cli.measuring",
     "ddpm_cli.ui.console",
     "PIL.PngImagePlugin",
     "multiprocessing.pool",
@@ -89,9 +92,11 @@ class Nursery:
             os.kill(pid, signal.SIGKILL)
         self._server.communicate(timeout=60)
 
-    def ddpm(self, *args: str | Path, env: Mapping[str, str] | None = None) -> Child:
-        """Start ``ddpm ARGS``, with ``env`` on top of the server's environment."""
-        return self._start("ddpm_cli.cli", "run", [[str(arg) for arg in args]], env or {})
+    def ddpm(
+        self, *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, stdin: bytes = b""
+    ) -> Child:
+        """Start ``ddpm ARGS`` in a folder, with ``env`` on top of the server's environment."""
+        return self._start("ddpm_cli.cli", "run", [[str(arg) for arg in args]], env or {}, cwd, stdin)
 
     def call(self, function: Callable[..., int | None], *args: Any, env: Mapping[str, str] | None = None) -> Child:
         """Start a function of a module; its arguments are JSON, and its exit code is what it returns (None: 0)."""
@@ -112,10 +117,20 @@ class Nursery:
             self._codes[child.pid] = int(code)
         return self._codes[child.pid]
 
-    def _start(self, module: str, function: str, args: list[Any], env: Mapping[str, str]) -> Child:
+    def _start(
+        self,
+        module: str,
+        function: str,
+        args: list[Any],
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        stdin: bytes = b"",
+    ) -> Child:
         self._count += 1
-        out, err = (self._folder / f"{self._count}.{kind}" for kind in ("out", "err"))
-        job = {"module": module, "function": function, "args": args, "env": dict(env)}
+        given, out, err = (self._folder / f"{self._count}.{kind}" for kind in ("in", "out", "err"))
+        given.write_bytes(stdin)
+        job = {"module": module, "function": function, "args": args, "env": dict(env), "in": str(given)}
+        job["cwd"] = str(cwd or Path.cwd())
         out.touch()
         err.touch()
         self._ask(job | {"out": str(out), "err": str(err)})
@@ -155,6 +170,7 @@ def serve() -> None:
     os.dup2(2, 1)
     for name in PRELOAD:
         importlib.import_module(name)
+    flops(PRESETS["tiny"].unet((8, 8), 1), (8, 8))  # imports what torch needs for its meta device
     print("ready", file=answers)
     while line := sys.stdin.buffer.readline():
         job = json.loads(line)
@@ -175,18 +191,21 @@ def live(job: dict[str, Any]) -> None:
     code = 1
     try:
         for target, path, flags in (
-            (0, os.devnull, os.O_RDONLY),
+            (0, job["in"], os.O_RDONLY),
             (1, job["out"], os.O_WRONLY),
             (2, job["err"], os.O_WRONLY),
         ):
             os.dup2(handle := os.open(path, flags), target)
             os.close(handle)
+        os.chdir(job["cwd"])
         os.environ.update(job["env"])
         # Whatever those who started the tests ignore.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         code = getattr(importlib.import_module(job["module"]), job["function"])(*job["args"]) or 0
+    except SystemExit as left:  # of shell completion
+        code = int(left.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -121,7 +121,12 @@ def run(
     with run_lock(folder):
         training = Training(config.unet, config.diffusion, config.train, device)
         if latest := newest(folder):
-            training.restore(read_snapshot(latest))
+            snapshot = read_snapshot(latest)
+            if (snapshot.unet, snapshot.diffusion) != (config.unet, config.diffusion):  # config.json is not there
+                raise ArgumentError(
+                    f"{printable(latest)} is of another network or diffusion; use another folder with -o"
+                )
+            training.restore(snapshot)
         elif weights is not None:
             training.start_from(weights)
         write_file(folder / "config.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())

@@ -124,7 +124,7 @@ class Job:
     def _conclude(self, screen: Screen, last: Progress, what: Plan, received: int | None) -> int:
         steps = what.cadence.steps
         if last.step >= steps:
-            screen.say(f"done: {plural(last.step, 'step')}; more with --steps {2 * steps}")
+            screen.say(f"done: {plural(last.step, 'step')}; more with --steps {2 * last.step}")
         else:
             screen.say(f"stopped at step {last.step:,} of {steps:,}, saved; give the same command again to go on")
         screen.say(f"ddpm sample -m {self.folder} -n 64 -o grid.png")
