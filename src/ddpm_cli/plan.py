@@ -113,6 +113,9 @@ def plan(
         schedule=options.schedule,
         timesteps=options.timesteps,
     )
+    known = unet.num_train_timesteps if unet.time_embedding_type == "learned" else None
+    if known is not None and known < diffusion.timesteps:
+        raise ArgumentError(f"--timesteps is {diffusion.timesteps}; this model has learned only {known} of them")
     train = _changed(
         preset.train if start is None else replace(preset.train, lr=min(preset.train.lr, FINE_TUNING_LR)),
         batch_size=options.batch_size,

@@ -1,0 +1,231 @@
+"""The plan of a run: defaults by preset, each option in its place, and a cost that is worked out before the run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+
+from ddpm_cli.checkpoint import StoredModel
+from ddpm_cli.config import UNetConfig
+from ddpm_cli.denoiser import choose_precision
+from ddpm_cli.errors import ArgumentError, InputError
+from ddpm_cli.plan import Plan, TrainOptions, cost, plan
+from ddpm_cli.presets import PRESETS
+from ddpm_cli.run import RunConfig
+from ddpm_cli.unet import build, flops
+from models import DIFFUSION, random_unet, tiny
+
+CPU = torch.device("cpu")
+DIGEST = "blake2b-256:" + "0" * 64
+MODEL = StoredModel(
+    replace(tiny(3, (8, 16)), dropout=0.3),
+    replace(DIFFUSION, schedule="cosine", predict="v"),
+    random_unet(tiny(3), 1).state_dict(),
+    "a/model",
+)
+
+
+def planned(
+    shape: tuple[int, int, int, int] = (100, 32, 32, 3),
+    start: StoredModel | None = None,
+    source: str = "images",
+    **options: Any,
+) -> Plan:
+    return plan(TrainOptions(**options), source, shape, DIGEST, start, CPU)
+
+
+def changed_fields(a: RunConfig, b: RunConfig) -> dict[str, object]:
+    """The settings that differ, with their value in ``b``."""
+    flat = [
+        {
+            f"{part}.{name}": value
+            for part in ("unet", "diffusion", "train")
+            for name, value in asdict(getattr(c, part)).items()
+        }
+        for c in (a, b)
+    ]
+    return {name: value for name, value in flat[1].items() if flat[0][name] != value}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_decides_all_that_no_option_does(name: str) -> None:
+    preset, size = PRESETS[name], (64, 32)
+    made = planned((100, *size, 3), preset=name, precision="fp32")
+    assert made.preset == name
+    assert made.config == RunConfig(
+        preset.unet(size, 3), preset.diffusion(), preset.train, DIGEST, (100, *size, 3), None
+    )
+    assert made.cadence.steps == preset.steps
+
+
+def test_on_a_cpu_auto_is_what_shows_something_in_minutes() -> None:
+    assert planned().preset == "tiny"
+    assert planned().config == planned(preset="tiny").config
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [
+        ("batch_size", 17, "train.batch_size"),
+        ("accumulate", 4, "train.accumulate"),
+        ("lr", 0.25, "train.lr"),
+        ("warmup", 0, "train.warmup"),
+        ("ema", 0.0, "train.ema"),
+        ("flip", False, "train.flip"),
+        ("seed", 12, "train.seed"),
+        ("dropout", 0.0, "unet.dropout"),
+        ("predict", "v", "diffusion.predict"),
+        ("variance", "fixed-small", "diffusion.variance"),
+        ("schedule", "cosine", "diffusion.schedule"),
+        ("timesteps", 10, "diffusion.timesteps"),
+    ],
+)
+def test_each_option_changes_its_setting_and_no_other(option: str, value: object, field: str) -> None:
+    for shape, start in (((100, 32, 32, 3), None), ((9, 8, 16, 3), MODEL)):
+        before = settings(planned(shape, start).config)
+        assert settings(planned(shape, start, **{option: value}).config) == before | {field: value}
+
+
+def test_precision_is_decided_by_the_machine_unless_asked() -> None:
+    assert planned(precision="fp32").config.train.precision == "fp32"
+    assert planned(precision="bf16").config.train.precision == "bf16"
+    assert planned().config.train.precision == choose_precision("auto", CPU)
+
+
+def test_only_the_digits_are_not_mirrored_by_default() -> None:
+    shape = (9, 8, 8, 1)
+    assert planned(shape).config.train.flip is True
+    assert planned(shape, source="builtin:digits").config.train.flip is False
+    assert planned(shape, source="builtin:digits", flip=True).config.train.flip is True
+
+
+@pytest.mark.parametrize("steps", [1, 50, 2000, 10_000, 10_001, 800_000])
+def test_how_often_a_run_writes_follows_its_length(steps: int) -> None:
+    cadence = planned(steps=steps).cadence
+    assert cadence.steps == steps
+    assert cadence.log_every == (10 if steps <= 10_000 else 100)
+    assert cadence.save_every == cadence.sample_every == min(max(100, steps // 10), 5000)
+    assert (cadence.keep, cadence.max_time) == (3, None)
+
+
+def test_every_cadence_can_be_set_and_switched_off() -> None:
+    for value in (0, 7):
+        cadence = planned(log_every=value, save_every=value, sample_every=value, keep=5, max_time=1.5).cadence
+        assert (cadence.log_every, cadence.save_every, cadence.sample_every) == (value, value, value)
+        assert (cadence.keep, cadence.max_time) == (5, 1.5)
+
+
+# Fine-tuning.
+
+
+def test_the_model_decides_the_network_and_the_diffusion() -> None:
+    config = planned((9, 8, 16, 3), MODEL).config
+    assert config.unet == MODEL.unet
+    assert config.diffusion == MODEL.diffusion
+    assert config.start == "a/model"
+    assert config.train.lr == 2e-4
+    assert planned((9, 8, 16, 3), MODEL, lr=0.01).config.train.lr == 0.01
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (24, 8)])
+def test_a_model_is_fine_tuned_at_the_size_of_the_images(size: tuple[int, int]) -> None:
+    unet = planned((9, *size, 3), MODEL).config.unet
+    assert unet.size == size
+    assert replace(unet, sample_size=MODEL.unet.sample_size) == MODEL.unet
+
+
+@pytest.mark.parametrize(
+    ("shape", "start", "options", "error", "words"),
+    [
+        ((9, 8, 8, 1), MODEL, {}, InputError, ["1 channel(s)", "a/model 3", "--channels 3"]),
+        ((9, 8, 8, 3), MODEL, {"preset": "tiny"}, ArgumentError, ["--preset and --from"]),
+        ((9, 9, 8, 3), MODEL, {}, InputError, ["9x8", "--size"]),
+        ((9, 28, 28, 3), None, {"preset": "cifar10"}, InputError, ["28x28", "--size"]),
+        ((9, 8, 8, 3), None, {"preset": "huge"}, ArgumentError, ["--preset", "huge", "cifar10"]),
+        ((9, 8, 8, 3), None, {"lr": -1.0}, ArgumentError, ["lr is -1.0"]),
+        ((9, 8, 8, 3), None, {"lr": float("nan")}, ArgumentError, ["lr is nan"]),
+        ((9, 8, 8, 3), None, {"batch_size": 4, "accumulate": 5}, ArgumentError, ["accumulate is 5"]),
+        ((9, 8, 8, 3), None, {"timesteps": 10**9}, ArgumentError, ["timesteps is 1000000000"]),
+        ((9, 8, 8, 3), None, {"dropout": 1.0}, ArgumentError, ["dropout is 1.0"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    shape: tuple[int, int, int, int],
+    start: StoredModel | None,
+    options: dict[str, Any],
+    error: type[Exception],
+    words: list[str],
+) -> None:
+    with pytest.raises(error) as caught:
+        planned(shape, start, **options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_network_that_learned_its_steps_has_no_more_of_them() -> None:
+    learned = StoredModel(
+        replace(tiny(), time_embedding_type="learned", num_train_timesteps=20), DIFFUSION, {}, "learned"
+    )
+    assert planned((9, 8, 8, 1), learned, timesteps=15).config.diffusion.timesteps == 15
+    with pytest.raises(ArgumentError, match=r"--timesteps is 21; .* 20"):
+        planned((9, 8, 8, 1), learned, timesteps=21)
+
+
+# What it costs.
+
+
+def small(**options: Any) -> Plan:
+    return planned((9, 8, 8, 1), StoredModel(tiny(), DIFFUSION, {}, "m"), precision="fp32", **options)
+
+
+def saved_bytes(config: UNetConfig) -> int:
+    """What autograd really keeps of one image."""
+    kept: dict[int, int] = {}
+    held = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            held.append(tensor)
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    unet = random_unet(config, 1).requires_grad_(True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        unet(torch.zeros(1, config.in_channels, *config.size), torch.zeros(1, dtype=torch.int64))
+    return sum(kept.values())
+
+
+def test_the_cost_of_a_run() -> None:
+    made = small(batch_size=6, steps=50)
+    price = cost(made, CPU)
+    parameters = sum(parameter.numel() for parameter in build(tiny(), "meta").parameters())
+    assert price.parameters == parameters
+    assert price.memory == pytest.approx(20 * parameters + 6 * saved_bytes(tiny()), rel=0.1)
+    assert 0 < price.step_seconds < 10
+    assert price.total_seconds == pytest.approx(50 * price.step_seconds)
+    paper = PRESETS["cifar10"].unet((32, 32), 1)
+    ratio = flops(paper, (32, 32)) * 128 * 800_000 / (flops(tiny(), (8, 8)) * 6)
+    assert price.paper_preset == "cifar10"
+    assert price.paper_seconds == pytest.approx(price.step_seconds * ratio)
+
+
+def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:
+    whole, parts, part = (
+        cost(small(**options), CPU).memory
+        for options in ({"batch_size": 12}, {"batch_size": 12, "accumulate": 5}, {"batch_size": 3})
+    )
+    assert parts == part < whole
+
+
+def test_a_trial_is_no_training() -> None:
+    before = torch.get_rng_state()
+    cost(small(batch_size=2, lr=1000.0, warmup=0), CPU)  # which would end in a loss that is not finite
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated() -> None:
+    with pytest.raises(InputError, match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*--batch-size"):
+        cost(planned((9, 256, 256, 3), preset="256", batch_size=100_000), CPU)
