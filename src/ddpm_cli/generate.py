@@ -6,6 +6,7 @@ is made with it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -94,8 +95,7 @@ def pixels_of(x: torch.Tensor) -> Pixels:
 
 def last(steps: Iterator[Step]) -> Step:
     """The step at which a chain ends."""
-    *_, step = steps
-    return step
+    return deque(steps, maxlen=1).pop()  # without keeping those before it
 
 
 def _normal(

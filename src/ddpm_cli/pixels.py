@@ -136,14 +136,14 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def to_channels(raster: Raster, channels: int) -> Pixels:
-    """The image as uint8 (H, W, channels): 1 grey, 3 RGB, 4 RGBA. Transparency is put on white unless it is kept.
+def to_bytes(pixels: npt.NDArray[Any]) -> Pixels:
+    """Pixels as uint8: those of 16 bits become the nearest of 256 levels over the whole range (65535 -> 255)."""
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
-    16-bit values become the nearest of 256 levels over the whole range (65535 -> 255), not clipped.
-    """
-    pixels = raster.pixels
-    if pixels.dtype != np.uint8:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+def to_channels(raster: Raster, channels: int) -> Pixels:
+    """The image as uint8 (H, W, channels): 1 grey, 3 RGB, 4 RGBA. Transparency is put on white unless it is kept."""
+    pixels = to_bytes(raster.pixels)
     alpha = pixels[:, :, -1:] if pixels.shape[2] in (2, 4) else None
     colour = pixels if alpha is None else pixels[:, :, :-1]
     if alpha is not None and channels != 4:
@@ -184,7 +184,9 @@ def decode_text(path: Path) -> dict[str, str]:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             return {key: str(value) for key, value in getattr(image, "text", {}).items()}
-    except (OSError, SyntaxError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {printable(path)}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{printable(path)} is not a PNG that can be read") from error
 
 

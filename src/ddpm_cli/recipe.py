@@ -15,6 +15,8 @@ from .generate import Sampling
 from .pixels import decode_text, grid_shape
 
 TEXT_KEY = "ddpm sample"
+MAX_IMAGES = 10_000_000
+MAX_SCALE = 64
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class Recipe:
     scale: int | None = None
     precision: str = "auto"
 
+    def __post_init__(self) -> None:
+        limits = {"n": (1, MAX_IMAGES), "rows": (1, MAX_IMAGES), "columns": (1, MAX_IMAGES), "scale": (1, MAX_SCALE)}
+        for name, (low, high) in {**limits, "first": (0, MAX_IMAGES), "seed": (0, 2**63 - 1)}.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ArgumentError(f"{name} is {value}; it must be from {low} to {high}")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ArgumentError(f"precision is {self.precision!r}; it must be auto, fp32 or bf16")
+
     @property
     def sampling(self) -> Sampling:
         """The settings of the chain.
@@ -65,7 +76,7 @@ class Recipe:
 
     def alone(self, index: int) -> Recipe:
         """The recipe of one image of these."""
-        return replace(self, first=index, n=1, rows=None, columns=None)
+        return replace(self, first=index, n=1, rows=None, columns=None, scale=None)
 
     def to_text(self) -> dict[str, str]:
         """The PNG's text chunks."""
@@ -92,8 +103,13 @@ class Recipe:
             expected = types.get(name, int)
             if name not in known or not (value is None or (isinstance(value, expected) and value is not True)):
                 raise InputError(f"{where}: its setting {printable(str(name))[:40]} cannot be understood")
-        return cls(**{name: value for name, value in data.items() if value is not None})
+        try:
+            return cls(**{name: value for name, value in data.items() if value is not None})
+        except ArgumentError as error:
+            raise InputError(f"{where}: its settings make no sense: {error}") from error
 
     def overridden(self, options: Mapping[str, Any]) -> Self:
-        """This recipe with every option that is not None instead."""
-        return replace(self, **{name: value for name, value in options.items() if value is not None})
+        """This recipe with every option that is not None instead; another sampler begins with its own defaults."""
+        given = {name: value for name, value in options.items() if value is not None}
+        own = {"steps": None, "eta": None} if given.get("sampler", self.sampler) != self.sampler else {}
+        return replace(self, **{**own, **given})

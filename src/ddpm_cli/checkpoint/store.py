@@ -78,7 +78,7 @@ def publish(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-    _prune(run, keep)
+    _prune(run, final, keep)
     return final
 
 
@@ -227,10 +227,13 @@ def _write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _prune(run: Path, keep: int) -> None:
-    valid = [folder for folder in _checkpoints(run) if _is_valid(folder)]
-    for folder in valid[max(keep, 1) :]:
-        _retire(folder)
+def _prune(run: Path, published: Path, keep: int) -> None:
+    """Retire all but the newest ``keep`` valid checkpoints; nothing is read where there are no more than that."""
+    folders = _checkpoints(run)
+    if len(folders) > keep:
+        valid = [folder for folder in folders if folder == published or _is_valid(folder)]
+        for folder in valid[max(keep, 1) :]:
+            _retire(folder)
 
 
 def _retire(folder: Path) -> None:

@@ -94,8 +94,7 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; every error ends here, as one line on stderr and an exit code."""
     try:
         code = group.main(args, prog_name="ddpm", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -124,6 +123,9 @@ def _fill_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
 
 
 def _trace() -> None:

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, InputError
 from ..files import check_output, printable, write_file
 from ..pixels import Raster, decode, grid, to_float, to_levels
 from ..ui.console import Screen
-from ..ui.pictures import ANIMATIONS, encode, encode_animation
+from ..ui.pictures import ANIMATIONS, check_suffix, encode, encode_animation
 from .options import Command, IntList, force_option, put, refuse_terminal, seed_option, verbosity_options, write_stdout
 
 EPILOG = """\b
@@ -70,7 +70,11 @@ def command(
     if bad := [t for t in times if not 0 <= t <= timesteps]:
         raise ArgumentError(f"--t {bad[0]} is outside 0..{timesteps}; --timesteps sets another T")
     output = output or (Path("-") if str(image) == "-" else Path(f"{image.stem}-t{'-'.join(map(str, times))}.png"))
-    refuse_terminal() if str(output) == "-" else check_output(output, force=force)
+    if str(output) == "-":
+        refuse_terminal()
+    else:
+        check_suffix(output.suffix.lower())
+        check_output(output, force=force)
     raster = _read(image)
     if raster.note:
         screen.warn(f"{image}: {raster.note}")

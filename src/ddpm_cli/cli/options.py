@@ -80,10 +80,9 @@ def model_option(command: F) -> F:
     return click.option(
         "-m",
         "--model",
-        envvar="DDPM_MODEL",
         metavar="MODEL",
         help="A run folder, a checkpoint, a folder of diffusers' layout, or builtin:digits.  "
-        "[default: ./ddpm-out if it is there, else builtin:digits]",
+        "[default: $DDPM_MODEL, else ./ddpm-out if it is there, else builtin:digits]",
     )(command)
 
 

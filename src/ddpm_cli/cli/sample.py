@@ -84,7 +84,7 @@ def command(
     log_to(screen)
     options["rows"], options["columns"] = cells or (None, None)
     options["precision"] = None if precision == "auto" else precision
-    if cells and options["n"] is None:
+    if cells and options["n"] is None and like is None:
         options["n"] = cells[0] * cells[1]
     recipe = (Recipe.from_png(like) if like else Recipe()).overridden(options)
     for result in sample(recipe, output, screen, batch_size=batch_size, device=device, force=force):

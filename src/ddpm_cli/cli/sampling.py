@@ -47,10 +47,11 @@ def sample(
 
 def _check(output: Path, recipe: Recipe, force: bool) -> None:
     """Refuse, before the work, an output that cannot be written and settings that do not go together."""
-    assert recipe.sampling
-    assert recipe.grid
+    _ = recipe.sampling, recipe.grid
     if str(output) == "-":
         refuse_terminal()
+    elif not output.suffix and output.is_file():
+        raise ArgumentError(f"{printable(output)} is a file without a suffix; name a .png, or a folder")
     elif _is_folder(output):
         existing = output if output.exists() else output.parent
         check_output(existing / ".ddpm", force=True)

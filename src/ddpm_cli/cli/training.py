@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ class Job:
             ("memory", f"about {size(price.memory)}"),
             (
                 "time",
-                f"about {duration(price.total_seconds)} for {plural(cadence.steps, 'step')} of {plural(batch, 'image')}",
+                f"about {duration(price.total_seconds)} for {plural(cadence.steps, 'step')} of {batch} images",
             ),
         ]
         if cadence.max_time is not None:
@@ -127,7 +128,7 @@ class Job:
             screen.say(f"done: {plural(last.step, 'step')}; more with --steps {2 * last.step}")
         else:
             screen.say(f"stopped at step {last.step:,} of {steps:,}, saved; give the same command again to go on")
-        screen.say(f"ddpm sample -m {self.folder} -n 64 -o grid.png")
+        screen.say(f"ddpm sample -m {shlex.quote(str(self.folder))} -n 64 -o grid.png")
         return 0 if received is None else 128 + received
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -125,7 +126,9 @@ def _finite(data: object) -> object:
 
 
 def _write(text: str) -> None:
-    print("\n".join(printable(line) for line in text.split("\n")), file=sys.stderr, flush=True)
+    # A reader that has left, or a terminal that was closed, is no reason to end the work and lose it.
+    with contextlib.suppress(OSError, ValueError):
+        print("\n".join(printable(line) for line in text.split("\n")), file=sys.stderr, flush=True)
 
 
 def _console() -> Console:
@@ -145,22 +148,28 @@ def _bar(
     from rich import progress as rich
 
     columns = (
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[note]}"),
+        rich.TextColumn("{task.fields[note]}", markup=False),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(compact=True),
     )
-    with rich.Progress(*columns, console=_console(), transient=True) as bar:
-        task = bar.add_task(label, total=total, completed=start, note="")
+    bar = rich.Progress(*columns, console=_console(), transient=True)
+    task = bar.add_task(printable(label), total=total, completed=start, note="")
+    with contextlib.suppress(OSError):
+        bar.start()
+    try:
         for item in items:
             shown = note(item)
-            if shown is None:
-                bar.advance(task, amount(item))
-            else:
-                bar.update(task, advance=amount(item), note=shown)
+            with contextlib.suppress(OSError):
+                bar.update(task, advance=amount(item))
+                if shown is not None:
+                    bar.update(task, note=shown)
             yield item
+    finally:
+        with contextlib.suppress(OSError):
+            bar.stop()
 
 
 def _lines(

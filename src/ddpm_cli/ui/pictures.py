@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import ArgumentError
-from ..pixels import encode_png, to_image
+from ..pixels import encode_png, to_bytes, to_image
 
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 FRAME_MS = 60
@@ -38,16 +38,19 @@ def encode_animation(frames: Sequence[npt.NDArray[Any]], suffix: str) -> bytes:
 
 
 def encode(pixels: npt.NDArray[Any], suffix: str, text: Mapping[str, str]) -> bytes:
-    """One picture (H, W, C) as PNG with text chunks, or as a still WebP or GIF.
+    """One picture (H, W, C) as PNG with text chunks, or as a still WebP or GIF."""
+    check_suffix(suffix)
+    return encode_png(to_image(pixels), text) if suffix == ".png" else encode_animation([pixels], suffix)
+
+
+def check_suffix(suffix: str) -> None:
+    """Refuse a suffix that names no format in which pictures are written.
 
     Raises:
-        ArgumentError: the suffix names no format that pictures are written in.
+        ArgumentError: it is none of .png, .gif and .webp.
     """
-    if suffix == ".png":
-        return encode_png(to_image(pixels), text)
-    if suffix in ANIMATIONS:
-        return encode_animation([pixels], suffix)
-    raise ArgumentError(f"cannot write {suffix or 'a name without a suffix'!r}; use .png, .gif or .webp")
+    if suffix not in (".png", *ANIMATIONS):
+        raise ArgumentError(f"cannot write {suffix or 'a name without a suffix'!r}; use .png, .gif or .webp")
 
 
 def chain_frames(visited: Sequence[int], count: int = 60) -> list[int]:
@@ -60,7 +63,5 @@ def chain_frames(visited: Sequence[int], count: int = 60) -> list[int]:
 
 
 def _animatable(frame: npt.NDArray[Any]) -> Image.Image:
-    if frame.dtype != np.uint8:
-        frame = (frame // 257).astype(np.uint8)
-    image = to_image(frame)
+    image = to_image(to_bytes(frame))
     return image.convert("RGBA") if image.mode == "LA" else image
