@@ -37,17 +37,9 @@ def planned(
     return plan(TrainOptions(**options), source, shape, DIGEST, start, CPU)
 
 
-def changed_fields(a: RunConfig, b: RunConfig) -> dict[str, object]:
-    """The settings that differ, with their value in ``b``."""
-    flat = [
-        {
-            f"{part}.{name}": value
-            for part in ("unet", "diffusion", "train")
-            for name, value in asdict(getattr(c, part)).items()
-        }
-        for c in (a, b)
-    ]
-    return {name: value for name, value in flat[1].items() if flat[0][name] != value}
+def settings(config: RunConfig) -> dict[str, object]:
+    parts = {"unet": config.unet, "diffusion": config.diffusion, "train": config.train}
+    return {f"{part}.{name}": value for part, fields in parts.items() for name, value in asdict(fields).items()}
 
 
 @pytest.mark.parametrize("name", PRESETS)

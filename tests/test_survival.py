@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from safetensors import SafetensorError
 import ddpm_cli
 from ddpm_cli.checkpoint import newest, publish, read_snapshot, run_lock, verify, weights
 from ddpm_cli.cli import run as run_cli
+from ddpm_cli.cli.training import stopping
 from ddpm_cli.errors import DdpmError, DiskError, InputError, LockedError
 from nursery import Child, Nursery, wait_until
 from test_checkpoint import FILES, differences, random_snapshot
@@ -506,7 +509,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [{key: line[key] for key in ("step", "loss", "lr", "grad_norm")} for line in lines]
 
 
-def is_killer_of(child: Child, run: Path) -> bool:
+def owns(child: Child, run: Path) -> bool:
     """Whether the child has taken the run folder."""
     try:
         return bool(json.loads((run / ".lock-owner.json").read_text())["pid"] == child.pid)
@@ -514,19 +517,32 @@ def is_killer_of(child: Child, run: Path) -> bool:
         return False
 
 
-def kill_at_random(child: Child, run: Path, rng: random.Random) -> str:
-    """Kill a run within its first dozen steps; returns in what."""
-    wait_until(lambda: is_killer_of(child, run), f"the run has begun\n{child.stderr}")
+def log_file(run: Path) -> int:
+    """Which file metrics.jsonl is: a run that goes on begins by writing it anew. 0 if there is none."""
+    try:
+        return (run / "metrics.jsonl").stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def kill_at_random(child: Child, run: Path, log: int, rng: random.Random) -> str:
+    """Kill a run within its first dozen steps; returns in what.
+
+    Args:
+        log: which file metrics.jsonl was before.
+    """
+    before = newest_step(run)
     moment = rng.choice(["beginning", "training", "training", "saving", "saving", "saving"])
     if moment == "beginning":
+        wait_until(lambda: owns(child, run), f"the run has begun\n{child.stderr}")
         time.sleep(rng.uniform(0, 0.05))
     else:
+        wait_until(lambda: log_file(run) not in (0, log), f"the log goes on\n{child.stderr}")
         steps = rng.randint(1, 9)
-        before = newest_step(run)
         wait_until(lambda: logged(run) >= before + steps, f"step {before + steps}\n{child.stderr}")
         if moment == "saving":
             wait_until(lambda: saving(run), f"a save\n{child.stderr}")
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.choice([0, rng.uniform(0, 0.02)]))
     child.kill(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     return moment
@@ -538,19 +554,21 @@ def newest_step(run: Path) -> int:
     return verify(latest) if latest else 0
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(20, 0), pytest.param(200, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [random.SystemRandom().randrange(10**9)])
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800)
 def test_kills_at_random_moments_change_nothing(
     tmp_path: Path, nursery: Nursery, pictures: Path, tiny_run: Path, kills: int, seed: int
 ) -> None:
     rng = random.Random(seed)
-    steps = 15 * kills  # more than all lives together get to
+    steps = 10 * kills  # more than all lives together get to
     options = ["--steps", str(steps), "--save-every", "3", "--keep", "2"]
     run = tmp_path / "run"
     in_saves, lost, reached = 0, 0, 0
     for number in range(kills):
+        log = log_file(run)
         child = nursery.ddpm(*train(pictures, run, tiny_run, *options))
-        moment = kill_at_random(child, run, rng)
+        moment = kill_at_random(child, run, log, rng)
         where = f"kill {number}, seed {seed}, while {moment}"
         in_saves += saving(run)
         assert all(map(is_whole, (run / "checkpoints").glob("step-*"))), where
@@ -558,9 +576,9 @@ def test_kills_at_random_moments_change_nothing(
         assert step >= reached, where
         reached = step
         lost += logged(run) > reached
-    assert in_saves >= kills / 10, "hardly a kill fell into a save"
-    assert lost >= kills / 10, "hardly a kill cost steps that had been done"
-    assert kills <= reached < steps
+    assert in_saves >= kills / 10, f"seed {seed}: hardly a kill fell into a save"
+    assert lost >= kills / 10, f"seed {seed}: hardly a kill cost steps that had been done"
+    assert kills <= reached < steps, f"seed {seed}"
 
     last = nursery.ddpm(*train(pictures, run, tiny_run, *options))
     assert last.wait(600) == 0, last.stderr
@@ -597,8 +615,11 @@ PHASES: dict[str, Callable[[Path], bool]] = {
 }
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("number", "phase"),
+    [*((signal.SIGINT, phase) for phase in PHASES), (signal.SIGTERM, "training"), (signal.SIGHUP, "saving")],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     tmp_path: Path,
     nursery: Nursery,
@@ -633,7 +654,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_signal_at_any_moment_leaves_a_run_that_goes_on(
     tmp_path: Path,
     nursery: Nursery,
@@ -671,7 +692,7 @@ def test_interrupted_before_the_run_begins(tmp_path: Path, pictures: Path, tiny_
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == b"error: interrupted\n"
+    assert stderr.strip() == b"error: interrupted"
     assert not (tmp_path / "run").exists()
 
 
@@ -687,7 +708,7 @@ def never_finish_a_step() -> None:
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_second_signal_ends_it_at_once(nursery: Nursery, number: signal.Signals) -> None:
     child = nursery.call(never_finish_a_step)
-    wait_until(lambda: Path(f"/proc/{child.pid}/status").read_text().find("SigCgt:") > 0 and catches(child, number), "")
+    wait_until(lambda: catches(child, signal.SIGHUP), "it handles signals")  # the last of them
     child.kill(signal.SIGTERM)
     wait_until(lambda: "asked" in child.stdout, "the first signal is seen")
     began = time.monotonic()
