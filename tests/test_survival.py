@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-import ddpm_cli
+from conftest import clean_environment
 from ddpm_cli.checkpoint import newest, publish, read_snapshot, run_lock, verify, weights
 from ddpm_cli.cli import run as run_cli
 from ddpm_cli.cli.training import stopping
@@ -35,19 +35,6 @@ from nursery import Child, Nursery, wait_until
 from test_checkpoint import FILES, differences, random_snapshot
 
 OLD, NEW = 4, 8
-
-
-def clean_environment(cache: Path) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("DDPM_", "_DDPM_"))}
-    source = str(Path(ddpm_cli.__file__).parents[1])
-    return env | {"DDPM_CACHE": str(cache), "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": source}
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    folder = tmp_path_factory.mktemp("nursery")
-    with Nursery(folder, clean_environment(folder / "cache")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
