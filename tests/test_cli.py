@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import Ddpm
 from ddpm_cli.cli import COMMANDS
+from ddpm_cli.pixels import encode_png, to_image
 
 LOADED = "import sys; from ddpm_cli.cli import run; run(sys.argv[1:]); print(sorted(sys.modules), file=sys.stderr)"
 
@@ -115,7 +117,6 @@ def test_both_ways_to_start_the_program(ddpm_env: dict[str, str], tmp_path: Path
 
 def test_a_reader_that_leaves_is_no_error(ddpm_env: dict[str, str], tmp_path: Path) -> None:
     picture = tmp_path / "p.png"
-    from ddpm_cli.pixels import encode_png, to_image
     from ddpm_cli.rng import integers
 
     picture.write_bytes(encode_png(to_image(integers(0, 256, 3 * 400 * 400, 0, "p").reshape(400, 400, 3).astype("u1"))))
@@ -138,3 +139,27 @@ def test_closed_standard_streams_do_not_crash(ddpm_env: dict[str, str]) -> None:
     for redirection in ("<&-", ">&-", "2>&-"):
         done = subprocess.run(f"{sys.executable} -m ddpm_cli --version {redirection}", shell=True, env=ddpm_env)
         assert done.returncode == 0, redirection
+
+
+def test_a_full_disk_behind_stdout_is_a_disk_error(ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    picture = tmp_path / "p.png"
+    picture.write_bytes(encode_png(to_image(np.zeros((8, 8), np.uint8))))
+    for output in ("-", "other.png"):  # the image's bytes, and the path of the file
+        done = subprocess.run(
+            f"{sys.executable} -m ddpm_cli noise {picture} -o {output} -q > /dev/full",
+            shell=True, env=ddpm_env, cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 7, done.stderr
+        assert done.stderr == "error: cannot write stdout: no space left on the disk\n"
+
+
+def test_names_that_are_empty_or_too_long_or_no_files_are_refused(ddpm: Ddpm, tmp_path: Path) -> None:
+    assert ddpm("train", "", "--dry-run").returncode == 3
+    assert ddpm("sample", "-m", "", "-o", "x.png").returncode == 3
+    long = ddpm("train", "builtin:digits", "-o", "x" * 300)
+    assert long.returncode == 7
+    assert "too long" in long.stderr
+    os.mkfifo(tmp_path / "pipe.png")
+    pipe = ddpm("noise", "pipe.png", timeout=20)
+    assert pipe.returncode == 3
+    assert "neither a file nor a folder" in pipe.stderr

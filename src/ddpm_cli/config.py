@@ -270,7 +270,7 @@ class TrainConfig:
         def check(name: str, ok: bool, rule: str) -> None:
             _require(ok, "training", name, getattr(self, name), rule)
 
-        check("batch_size", _is_int(self.batch_size, 1, 2**20), "a whole number from 1 on")
+        check("batch_size", _is_int(self.batch_size, 1, 2**20), "a whole number from 1 to 1048576")
         check("accumulate", _is_int(self.accumulate, 1, self.batch_size), "from 1 to the batch size")
         check("lr", _is_number(self.lr, 0, 1e3) and self.lr > 0, "a number above 0, up to 1000")
         check("warmup", _is_int(self.warmup, 0, 2**40), "a whole number from 0 on")
@@ -278,7 +278,7 @@ class TrainConfig:
         check("grad_clip", _is_number(self.grad_clip, 0, 1e9) and self.grad_clip > 0, "a number above 0")
         for name in ("ema_warmup", "flip"):
             check(name, isinstance(getattr(self, name), bool), "true or false")
-        check("seed", _is_int(self.seed, 0, 2**63 - 1), "a whole number from 0 on")
+        check("seed", _is_int(self.seed, 0, 2**63 - 1), "a whole number from 0 to 2^63 - 1")
         check("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
 
     def lr_at(self, step: int) -> float:

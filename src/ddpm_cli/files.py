@@ -28,6 +28,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` inside into a `DiskError` (exit code 7) that names ``path`` and the reason."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # a reader that has left is no trouble of the disk
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise DiskError(f"cannot write {printable(path)}: {reason}") from error

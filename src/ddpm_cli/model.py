@@ -164,7 +164,7 @@ def load(spec: str | None = None, *, device: str = "auto", precision: str = "aut
         InputError: there is no such model, or it is damaged.
         ArgumentError: there is no such device.
     """
-    stored = read(spec or default_spec())
+    stored = read(default_spec() if spec is None else spec)
     place = choose_device(device)
     unet = build(stored.unet, place)
     unet.load_state_dict(stored.weights)

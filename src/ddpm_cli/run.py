@@ -142,6 +142,8 @@ def check_folder(folder: Path, config: RunConfig) -> None:
         ArgumentError: names the settings that differ, and both values of each.
         DiskError: the folder that it would lie in does not exist.
     """
+    with disk_errors(folder):
+        folder.exists()  # refuses a name that is too long for the disk
     if not folder.absolute().parent.is_dir():
         raise DiskError(
             f"cannot write {printable(folder)}: there is no folder {printable(folder.parent)}; make it first"

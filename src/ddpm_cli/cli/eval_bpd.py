@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import Command, machine_options, model_option, seed_option, verbosity_options
+from .options import Command, machine_options, model_option, put_text, seed_option, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -52,4 +52,4 @@ def command(
     result = measure(
         images, model, screen, limit=limit, batch_size=batch_size, seed=seed, device=device, precision=precision
     )
-    click.echo(result.to_json() if as_json else result.to_table())
+    put_text(result.to_json() if as_json else result.to_table())

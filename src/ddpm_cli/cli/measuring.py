@@ -67,7 +67,7 @@ def measure(
     precision: str,
 ) -> Measurement:
     """The bound of the first ``limit`` images of a source, each term of each image once."""
-    model = load(spec or default_spec(), device=device, precision=precision)
+    model = load(default_spec() if spec is None else spec, device=device, precision=precision)
     screen.say(f"model {model.source}: {model.describe()}")
     channels, height, width = model.shape
     images = open_images(source, screen, size=(height, width), channels=channels, limit=0)

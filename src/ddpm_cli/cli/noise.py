@@ -92,6 +92,8 @@ def command(
 
 
 def _read(image: Path) -> Raster:
+    if image.exists() and not image.is_file() and not image.is_dir():
+        raise InputError(f"{printable(image)} is neither a file nor a folder; give - to read stdin")
     try:
         return decode(io.BytesIO(sys.stdin.buffer.read()) if str(image) == "-" else image)
     except InputError as error:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import ArgumentError
+from ..files import disk_errors
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -131,8 +132,9 @@ def write_stdout(data: bytes) -> None:
         ArgumentError: stdout is a terminal, which binary data would garble.
     """
     refuse_terminal()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    with disk_errors(Path("stdout")):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def refuse_terminal() -> None:
@@ -143,4 +145,10 @@ def refuse_terminal() -> None:
 
 def put(path: Path) -> None:
     """A path as a result on stdout."""
-    click.echo(str(path).encode("utf-8", "surrogateescape"))
+    put_text(str(path).encode("utf-8", "surrogateescape"))
+
+
+def put_text(text: str | bytes) -> None:
+    """Text as a result on stdout, with a line's end."""
+    with disk_errors(Path("stdout")):
+        click.echo(text)

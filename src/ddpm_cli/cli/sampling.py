@@ -36,7 +36,7 @@ def sample(
 ) -> Iterator[Path | bytes]:
     """Make the images of a recipe; yields each path written, or the bytes that are meant for stdout."""
     _check(output, recipe, force)
-    model = load(recipe.model or default_spec(), device=device, precision=recipe.precision)
+    model = load(default_spec() if recipe.model is None else recipe.model, device=device, precision=recipe.precision)
     if recipe.step is not None and recipe.step != model.step:
         screen.warn(f"the recipe is of step {recipe.step} of {model.source}, which is now at {model.step}")
     screen.say(f"model {model.source}: {model.describe()}")

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..checkpoint import StoredModel, newest
 from ..data import Images
 from ..denoiser import choose_device
@@ -22,6 +20,7 @@ from ..plan import Cost, Plan, TrainOptions, cost, plan
 from ..run import Progress, check_folder, run
 from ..ui.console import Screen, as_json, duration, plural, size
 from .images import open_images
+from .options import put_text
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -174,4 +173,4 @@ def _as_dict(what: Plan, price: Cost) -> dict[str, Any]:
 
 
 def _print_json(data: dict[str, Any]) -> None:
-    click.echo(as_json(data))
+    put_text(as_json(data))

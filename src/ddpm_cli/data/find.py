@@ -35,6 +35,8 @@ def find_source(name: str | Path) -> Source:
         InputError: there is no such thing, or it is of another kind, or has no images.
     """
     label = printable(name)
+    if not str(name):
+        raise InputError(f"the name of the images is empty. Accepted: {ACCEPTED}")
     try:
         is_builtin = str(name).startswith(_BUILTIN)
         path = builtin(str(name).removeprefix(_BUILTIN)) if is_builtin else Path(name).resolve()
