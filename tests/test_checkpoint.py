@@ -693,7 +693,7 @@ def test_what_is_no_configuration_is_refused(model_folder: Path, name: str, what
 
 def absurd_configs() -> list[dict[str, Any]]:
     """Fields of a network that cannot be, each on its own."""
-    numbers = (10**9, 2**63, 10**30, -1, 0, 1.5, "32", [], {}, None, True)
+    numbers: tuple[Any, ...] = (10**9, 2**63, 10**30, -1, 0, 1.5, "32", [], {}, None, True)
     fields: list[dict[str, Any]] = [{"block_out_channels": value} for value in numbers]
     fields += [{"block_out_channels": [value, 16]} for value in numbers]
     fields += [{name: value} for name in ("in_channels", "layers_per_block", "norm_num_groups") for value in numbers]

@@ -173,7 +173,9 @@ def sweep(folder: str, how: str, damaged: bool) -> None:
     if damaged:
         os.truncate(publish(template, random_snapshot(1, NEW), keep=2) / "train" / "state.json", 5)
     expected = {OLD: random_snapshot(OLD, OLD), NEW: random_snapshot(NEW, NEW)}
-    problems, outcomes, at = [], [], 0
+    problems: list[str] = []
+    outcomes: list[str] = []
+    at = 0
     while not outcomes or outcomes[-1] != "untouched":
         at += 1
         shutil.rmtree(run, ignore_errors=True)

@@ -6,8 +6,10 @@ import copy
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ def images(n: int = 13, channels: int = 1, seed: int = 0) -> Images:
     return Images.from_array(np.random.default_rng(seed).integers(0, 256, (n, 8, 8, channels), dtype=np.uint8))
 
 
-def training(config: TrainConfig = CONFIG, **changes: object) -> Training:
+def training(config: TrainConfig = CONFIG, **changes: Any) -> Training:
     """A training that starts from weights which all matter, not from an output of 0."""
     made = Training(replace(NETWORK, **changes), DIFFUSION, config, CPU)
     made.start_from(random_unet(NETWORK, seed=1).state_dict())
@@ -356,7 +358,7 @@ def test_two_trainings_side_by_side_do_not_disturb_each_other() -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"flip": False}, {"lr": 1e-3}, {"ema": 0.1}, {"grad_clip": 0.1}])
-def test_every_setting_has_its_effect(change: dict[str, object]) -> None:
+def test_every_setting_has_its_effect(change: dict[str, Any]) -> None:
     plain, changed = training(), training(replace(CONFIG, **change))
     for made in (plain, changed):
         advance(made, images(), 3)
@@ -372,15 +374,15 @@ def spoil_a_weight(made: Training, value: float) -> None:
 
 
 def spoil_a_gradient(made: Training, value: float) -> None:
-    made.unet.conv_in.bias.register_hook(lambda gradient: torch.full_like(gradient, value))
+    made.unet.conv_in.weight.register_hook(lambda gradient: torch.full_like(gradient, value))
 
 
 @pytest.mark.parametrize("spoil", [spoil_a_weight, spoil_a_gradient])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_step_that_is_not_finite_is_not_taken(spoil: object, value: float) -> None:
+def test_a_step_that_is_not_finite_is_not_taken(spoil: Callable[[Training, float], None], value: float) -> None:
     made = training()
     advance(made, images(), 3)
-    spoil(made, value)  # type: ignore[operator]
+    spoil(made, value)
     before = kept(made)
     adam_steps = [state["step"].item() for state in made.optimizer.state.values()]
     with pytest.raises(DivergedError, match=rf"step 4: .*not finite.*--lr \(it was {CONFIG.lr:g}\)") as caught:
