@@ -1,4 +1,4 @@
-"""What a run is made of, as frozen dataclasses that refuse nonsense when they are built; and the presets. No torch.
+"""What a run is made of, as frozen dataclasses that refuse nonsense when they are built. No torch.
 
 Every message names the field, the value it has and what it may be. `InputError` is raised, not `ArgumentError`,
 because the same checks guard configurations that come out of files.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,14 @@ def prior(d: Diffusion, images: Images, n: int, batch_size: int = 1024) -> Float
         x_0 = to_float(torch.from_numpy(images.take(np.arange(start, min(start + batch_size, n)))))
         parts.append(bound.bits_per_dim(bound.prior_kl(d, x_0).double(), x_0[0].numel()).numpy())
     return np.concatenate(parts)
+
+
+def gather(parts: Iterable[Terms], prior_bits: Floats, T: int) -> Bound:
+    """The bound of n images from all their terms, in whichever portions they come, and L_T of each (n,)."""
+    bits, mse = np.empty((len(prior_bits), T)), np.empty((len(prior_bits), T))
+    for part in parts:
+        bits[part.image, part.t - 1], mse[part.image, part.t - 1] = part.bits, part.mse
+    return summarise(prior_bits, bits, mse)
 
 
 def summarise(prior_bits: Floats, term_bits: Floats, mse: Floats) -> Bound:

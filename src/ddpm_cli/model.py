@@ -130,11 +130,9 @@ class Model:
             images = Images.from_array(images)
         self.check_fits(images)
         n, T = len(images), self.diffusion.schedule.T
-        bits, mse = np.empty((n, T)), np.empty((n, T))
         exact = replace(self, denoiser=Denoiser(self.denoiser.unet, "fp32"))
-        for part in exact.bound_terms(images, n, seed=seed, batch_size=batch_size):
-            bits[part.image, part.t - 1], mse[part.image, part.t - 1] = part.bits, part.mse
-        return evaluate.summarise(evaluate.prior(self.diffusion, images, n), bits, mse)
+        parts = exact.bound_terms(images, n, seed=seed, batch_size=batch_size)
+        return evaluate.gather(parts, evaluate.prior(self.diffusion, images, n), T)
 
     def bound_terms(self, images: Images, n: int, *, seed: int, batch_size: int) -> Iterator[evaluate.Terms]:
         """The terms of the bound of the first n images, batch by batch."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluate import Bound, prior, summarise
+from ..evaluate import Bound, gather, prior
 from ..model import default_spec, load
 from ..ui.console import Screen, as_json, plural
 from .images import open_images
@@ -72,8 +72,6 @@ def measure(
     channels, height, width = model.shape
     images = open_images(source, screen, size=(height, width), channels=channels, limit=0)
     n, T = min(limit or len(images), len(images)), model.diffusion.schedule.T
-    bits, mse = np.empty((n, T)), np.empty((n, T))
     parts = model.bound_terms(images, n, seed=seed, batch_size=batch_size)
-    for part in screen.progress(parts, math.ceil(n * T / batch_size), plural(n, "image")):
-        bits[part.image, part.t - 1], mse[part.image, part.t - 1] = part.bits, part.mse
-    return Measurement(model.source, n, summarise(prior(model.diffusion, images, n), bits, mse))
+    shown = screen.progress(parts, math.ceil(n * T / batch_size), plural(n, "image"))
+    return Measurement(model.source, n, gather(shown, prior(model.diffusion, images, n), T))
