@@ -18,7 +18,7 @@ from ddpm_cli.data import Images
 from ddpm_cli.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Diffusion, q_sample
 from ddpm_cli.diffusion.schedule import linear
-from ddpm_cli.evaluate import Bound, prior, summarise, terms
+from ddpm_cli.evaluate import Bound, Floats, Terms, gather, prior, terms
 from models import random_unet, tiny
 
 SEEDS = [0, 1, 20201123]
@@ -58,9 +58,19 @@ def table(
     return tuple(np.concatenate([getattr(part, name) for part in parts]).reshape(n, T) for name in ("bits", "mse"))
 
 
+def summed(prior_bits: Floats, bits: Floats, mse: Floats) -> Bound:
+    """What `gather` makes of the tables (n, T), in two portions."""
+    n, T = bits.shape
+    image, t = np.divmod(np.arange(n * T), T)
+    whole = Terms(image, t + 1, bits.reshape(-1), mse.reshape(-1))
+    cuts = (slice(0, n * T // 3), slice(n * T // 3, None))
+    portions = (Terms(whole.image[c], whole.t[c], whole.bits[c], whole.mse[c]) for c in cuts)
+    return gather(portions, prior_bits, T)
+
+
 def measure(denoiser: Network, d: Diffusion, images: Images, seed: int = 0, batch_size: int = 500) -> Bound:
     n = len(images)
-    return summarise(prior(d, images, n), *table(denoiser, d, images, n, seed=seed, batch_size=batch_size))
+    return summed(prior(d, images, n), *table(denoiser, d, images, n, seed=seed, batch_size=batch_size))
 
 
 # --- which noise, which pairs -----------------------------------------------------------------------------------------
@@ -156,7 +166,7 @@ def test_the_bound_is_that_of_the_papers_code_with_the_same_noise(name: str, var
     np.testing.assert_allclose(bits, theirs.terms, rtol=1e-4, atol=1e-10)
     np.testing.assert_allclose(mse, theirs.mse, rtol=1e-4, atol=1e-10)
     np.testing.assert_allclose(prior(d, images, 3), theirs.prior, rtol=1e-5)
-    ours = summarise(prior(d, images, 3), bits, mse)
+    ours = summed(prior(d, images, 3), bits, mse)
     np.testing.assert_allclose(ours.per_image, theirs.total, rtol=1e-5)
     assert ours.bits_per_dim == pytest.approx(theirs.total.mean(), rel=1e-5)
 
@@ -211,7 +221,7 @@ def test_the_reported_standard_error_covers_the_truth() -> None:
     errors = []
     for start in range(0, n * repeats, n):
         part = slice(start, start + n)
-        bound = summarise(first[part], bits[part], mse[part])
+        bound = summed(first[part], bits[part], mse[part])
         assert bound.stderr is not None
         errors.append((bound.bits_per_dim - truth) / bound.stderr)
     expected = math.sqrt(15 / 13)
@@ -236,7 +246,7 @@ def test_prior_image_by_image(batch_size: int) -> None:
 def test_summary_of_random_numbers(seed: int) -> None:
     random = np.random.default_rng(seed)
     prior_bits, bits, mse = random.random(6), random.random((6, 4)), random.random((6, 4))
-    bound = summarise(prior_bits, bits, mse)
+    bound = summed(prior_bits, bits, mse)
     totals = [prior_bits[i] + math.fsum(bits[i]) for i in range(6)]
     assert bound.per_image.tolist() == pytest.approx(totals)
     assert bound.bits_per_dim == pytest.approx(statistics.fmean(totals))

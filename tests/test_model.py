@@ -312,10 +312,8 @@ def test_bits_per_dim_of_an_array_or_of_images(colour: ddpm.Model) -> None:
     bound = colour.bits_per_dim(pixels, seed=6)
     images = ddpm.Images.from_array(pixels)
     assert colour.bits_per_dim(images, seed=6).per_image.tolist() == bound.per_image.tolist()
-    bits, mse = np.empty((2, 3, 20))
-    for part in evaluate.terms(colour.denoiser, colour.diffusion, images, 3, 6, 64, torch.device("cpu")):
-        bits[part.image, part.t - 1], mse[part.image, part.t - 1] = part.bits, part.mse
-    expected = evaluate.summarise(evaluate.prior(colour.diffusion, images, 3), bits, mse)
+    parts = evaluate.terms(colour.denoiser, colour.diffusion, images, 3, 6, 64, torch.device("cpu"))
+    expected = evaluate.gather(parts, evaluate.prior(colour.diffusion, images, 3), 20)
     assert (bound.bits_per_dim, bound.stderr) == (expected.bits_per_dim, expected.stderr)
     assert bound.terms.tolist() == expected.terms.tolist()
     assert bound.rmse.tolist() == expected.rmse.tolist()

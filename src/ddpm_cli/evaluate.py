@@ -96,18 +96,17 @@ def prior(d: Diffusion, images: Images, n: int, batch_size: int = 1024) -> Float
 
 
 def gather(parts: Iterable[Terms], prior_bits: Floats, T: int) -> Bound:
-    """The bound of n images from all their terms, in whichever portions they come, and L_T of each (n,)."""
-    bits, mse = np.empty((len(prior_bits), T)), np.empty((len(prior_bits), T))
+    """The bound of n images from L_T of each (n,) and all their other terms, in whichever portions these come.
+
+    Only sums are kept, n + 2 T of them.
+    """
+    n = len(prior_bits)
+    per_image, term_sums, mse_sums = prior_bits.copy(), np.zeros(T), np.zeros(T)
     for part in parts:
-        bits[part.image, part.t - 1], mse[part.image, part.t - 1] = part.bits, part.mse
-    return summarise(prior_bits, bits, mse)
-
-
-def summarise(prior_bits: Floats, term_bits: Floats, mse: Floats) -> Bound:
-    """Means over n images of L_T (n,), the terms (n, T) and the squared errors (n, T)."""
-    per_image = prior_bits + term_bits.sum(1)
-    n = len(per_image)
-    means = term_bits.mean(0)
+        np.add.at(per_image, part.image, part.bits)
+        np.add.at(term_sums, part.t - 1, part.bits)
+        np.add.at(mse_sums, part.t - 1, part.mse)
+    means = term_sums / n
     return Bound(
         bits_per_dim=float(per_image.mean()),
         stderr=float(per_image.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
@@ -116,7 +115,7 @@ def summarise(prior_bits: Floats, term_bits: Floats, mse: Floats) -> Bound:
         decoder=float(means[0]),
         per_image=per_image,
         terms=means,
-        rmse=127.5 * np.sqrt(mse.mean(0)),
+        rmse=127.5 * np.sqrt(mse_sums / n),
     )
 
 
