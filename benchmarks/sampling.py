@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import torch
 
+from ddpm_cli.config import BUILTIN_DIGITS
 from ddpm_cli.generate import Sampling
-from ddpm_cli.model import BUILTIN, builtin_folder, load
+from ddpm_cli.model import builtin_folder, load
 
 from .measure import Table
 
@@ -23,8 +24,8 @@ def tables() -> Iterator[Table]:
     """The whole command, and the chain alone beside the peer's."""
     with tempfile.TemporaryDirectory() as name:
         began = time.perf_counter()
-        command = [sys.executable, "-m", "ddpm_cli", "sample", "-m", BUILTIN, "-n", str(N), "-o", f"{name}/grid.png"]
-        subprocess.run(command, check=True, capture_output=True)
+        program = [sys.executable, "-m", "ddpm_cli", "sample", "-m", BUILTIN_DIGITS]
+        subprocess.run([*program, "-n", str(N), "-o", f"{name}/grid.png"], check=True, capture_output=True)
         whole = time.perf_counter() - began
     ours, theirs = _chain_seconds(), _peer_seconds()
     rows = (
@@ -41,7 +42,7 @@ def tables() -> Iterator[Table]:
 
 
 def _chain_seconds() -> float:
-    model = load(BUILTIN)
+    model = load(BUILTIN_DIGITS)
     steps = iter(model.chain(Sampling(), range(N)))
     for _ in range(10):
         next(steps)

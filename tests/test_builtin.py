@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ddpm_cli
-from ddpm_cli.model import BUILTIN, builtin_folder
+from ddpm_cli.config import BUILTIN_DIGITS
+from ddpm_cli.model import builtin_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from judge_digits import Verdict, judge
@@ -36,7 +37,7 @@ def test_diffusers_loads_it() -> None:
 
     pipeline = DDPMPipeline.from_pretrained(builtin_folder())
     pipeline.set_progress_bar_config(disable=True)
-    size = ddpm_cli.load(BUILTIN, device="cpu").unet_config.size
+    size = ddpm_cli.load(BUILTIN_DIGITS, device="cpu").unet_config.size
     assert pipeline(num_inference_steps=2).images[0].size == size[::-1]
 
 
@@ -58,9 +59,10 @@ def test_the_judge_refuses_noise_and_one_digit_only() -> None:
 
 
 def test_quick_samples_are_good_digits() -> None:
-    assert_good(judge(ddpm_cli.load(BUILTIN, device="cpu").sample(200, sampler="ddim", steps=50, eta=1.0)))
+    assert_good(judge(ddpm_cli.load(BUILTIN_DIGITS, device="cpu").sample(200, sampler="ddim", steps=50, eta=1.0)))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_thousand_samples_are_good_digits() -> None:
-    assert_good(judge(ddpm_cli.load(BUILTIN, device="cpu").sample(1000)))
+    assert_good(judge(ddpm_cli.load(BUILTIN_DIGITS, device="cpu").sample(1000)))

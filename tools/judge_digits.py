@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.neural_network import MLPClassifier
 
+from ddpm_cli.config import BUILTIN_DIGITS
 from ddpm_cli.data import builtin
 
 Rows = npt.NDArray[np.float64]
@@ -51,7 +52,7 @@ class Verdict:
 
 def judge(samples: npt.NDArray[np.uint8]) -> Verdict:
     """Judge samples, uint8 (N, H, W, 1); those larger than 8x8 are averaged down."""
-    with np.load(builtin("digits")) as file:
+    with np.load(builtin(BUILTIN_DIGITS)) as file:
         real, labels = _rows(file["images"]), file["labels"]
     made = _rows(samples)
     order = np.random.Generator(np.random.Philox(0)).permutation(len(real))

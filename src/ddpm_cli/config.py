@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     C = TypeVar("C", bound=_Dataclass)
 
+BUILTIN_DIGITS = "builtin:digits"  # the images, and the model, that come with the program
+
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .checkpoint import StoredModel
-from .config import UNetConfig
+from .config import BUILTIN_DIGITS, UNetConfig
 from .denoiser import choose_precision
 from .errors import ArgumentError, InputError
 from .presets import PRESETS, Preset, choose_preset, paper_preset
@@ -18,7 +18,6 @@ from .run import Cadence, RunConfig
 from .train import HostBatch, Training
 from .unet import build, flops, parameter_count
 
-BUILTIN_DIGITS = "builtin:digits"
 TRIAL_FLOPS = 60e9  # of one trial step: a moment on a CPU, and enough to be representative
 FINE_TUNING_LR = 2e-4  # the paper's; higher ones are for small networks that know nothing yet
 BACKWARD = 3  # a step computes about three times as much as a forward pass

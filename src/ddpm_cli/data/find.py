@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO
 
+from ..config import BUILTIN_DIGITS
 from ..errors import InputError
 from ..files import printable
 from ..pixels import Pixels
@@ -21,7 +22,6 @@ from .source import ACCEPTED, Chunk, Source, Tally, is_image_name
 Item = IO[bytes] | Pixels
 Opener = Callable[[Chunk, int], AbstractContextManager[Item]]
 
-_BUILTIN = "builtin:"
 _TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 
 
@@ -38,8 +38,7 @@ def find_source(name: str | Path) -> Source:
     if not str(name):
         raise InputError(f"the name of the images is empty. Accepted: {ACCEPTED}")
     try:
-        is_builtin = str(name).startswith(_BUILTIN)
-        path = builtin(str(name).removeprefix(_BUILTIN)) if is_builtin else Path(name).resolve()
+        path = builtin(str(name)) if str(name).startswith("builtin:") else Path(name).resolve()
         info = path.stat()
     except FileNotFoundError as error:
         raise InputError(f"there is no file or folder {label}. Accepted: {ACCEPTED}") from error
@@ -64,10 +63,9 @@ def find_source(name: str | Path) -> Source:
 
 def builtin(name: str) -> Path:
     """The file of a data set that comes with the program."""
-    path = Path(__file__).parents[1] / "builtin" / f"{name}.npz"
-    if name != "digits":
-        raise InputError(f"there is no data set {_BUILTIN}{printable(name)}; there is {_BUILTIN}digits")
-    return path
+    if name != BUILTIN_DIGITS:
+        raise InputError(f"there is no data set {printable(name)}; there is {BUILTIN_DIGITS}")
+    return Path(__file__).parents[1] / "builtin" / "digits.npz"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from ..config import BUILTIN_DIGITS
 from ..errors import InputError
 from ..files import printable
 
@@ -19,7 +20,7 @@ EXTENSIONS = frozenset(
 )
 ACCEPTED = (
     "a folder, .zip or .tar (.gz, .bz2, .xz) of PNG, JPEG, WebP, GIF, BMP or TIFF images, "
-    "a .npy or .npz of uint8 images (N, H, W) or (N, H, W, 1|3|4), or builtin:digits"
+    f"a .npy or .npz of uint8 images (N, H, W) or (N, H, W, 1|3|4), or {BUILTIN_DIGITS}"
 )
 
 CHUNK_IMAGES = 64
