@@ -715,8 +715,17 @@ def test_an_array_that_was_cut_is_an_error(tmp_path: Path, name: str) -> None:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (50, 8, 8)})
         write_zip(tmp_path / name, [("images.npy", header.getvalue() + array[:20].tobytes())])
-    with pytest.raises(InputError, match=f"{name}: the array ends before its last image"):
+    with pytest.raises(InputError, match=f"{name} was cut: its header promises 3,200 bytes"):
         data.open_images(tmp_path / name)
+
+
+def test_an_absurd_header_is_refused_before_room_is_made_for_it(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    shape = (10**13, 8, 8)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    (tmp_path / "x.npy").write_bytes(header.getvalue() + bytes(64))
+    with pytest.raises(InputError, match="and 64 are there"):
+        data.open_images(tmp_path / "x.npy")
 
 
 # The bundled digits
@@ -730,7 +739,7 @@ def test_the_digits_are_what_the_tool_makes() -> None:
         sys.path.pop(0)
     made = make_digits.make_digits()
     assert made == make_digits.make_digits()
-    with np.load(io.BytesIO(made)) as new, np.load(data.builtin("digits")) as kept:
+    with np.load(io.BytesIO(made)) as new, np.load(data.builtin("builtin:digits")) as kept:
         assert set(new) == set(kept) == {"images", "labels", "attribution"}
         for name in new:
             np.testing.assert_array_equal(kept[name], new[name])
@@ -739,13 +748,13 @@ def test_the_digits_are_what_the_tool_makes() -> None:
         assert "CC BY 4.0" in str(kept["attribution"])
         assert np.bincount(kept["labels"]).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
         assert sorted(set(kept["images"].ravel())) == [round(level * 255 / 16) for level in range(17)]
-    assert data.builtin("digits").stat().st_size < 50_000
+    assert data.builtin("builtin:digits").stat().st_size < 50_000
 
 
 def test_the_digits_open_at_their_size_and_larger() -> None:
     images = data.open_images("builtin:digits")
     assert images.shape == (1797, 8, 8, 1)
-    with np.load(data.builtin("digits")) as kept:
+    with np.load(data.builtin("builtin:digits")) as kept:
         np.testing.assert_array_equal(images.take(range(1797)), kept["images"])
     assert images.name(1796) == "digits[1796]"
     larger = data.open_images("builtin:digits", size=(16, 16))

@@ -53,9 +53,12 @@ def find_array(path: Path, label: str, fingerprint: str) -> Array:
     member = _choose(path, label) if path.suffix.lower() == ".npz" else None
     with naming(label), _opened(path, member) as file:
         shape, fortran, dtype = _read_header(file)
+        stored = _stored_bytes(path, member) - file.tell()
     _check(label, shape, dtype, fortran)
     n, height, width, channels = (*shape, 1)[:4]
     nbytes = n * height * width * channels
+    if stored < nbytes:  # before anything makes room for them
+        raise InputError(f"{label} was cut: its header promises {nbytes:,} bytes of images, and {stored:,} are there")
     return Array(path, label, n, nbytes, fingerprint, Tally(), (n, height, width, channels), member)
 
 
@@ -118,6 +121,13 @@ def _opened(path: Path, member: int | None) -> Iterator[IO[bytes]]:
         raise InputError(f"it cannot be opened: {error.strerror}") from error
     with plain:
         yield plain
+
+
+def _stored_bytes(path: Path, member: int | None) -> int:
+    if member is None:
+        return path.stat().st_size
+    with open_zip(path) as archive:
+        return archive.infolist()[member].file_size
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
