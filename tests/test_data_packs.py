@@ -178,6 +178,25 @@ def test_what_dead_packers_left_is_removed_once_it_is_old(folder: Path, cache: P
     assert len(packs(cache)) == 2
 
 
+def test_packs_that_nobody_has_opened_for_months_make_room(folder: Path, cache: Path) -> None:
+    def age(days: int) -> None:
+        for path in cache.rglob("*"):
+            os.utime(path, (time.time() - days * 86400,) * 2)
+
+    data.open_images(folder, (8, 8))
+    age(100)
+    data.open_images(folder, (8, 8))  # which is use
+    data.open_images(folder, (8, 12))
+    assert len(packs(cache)) == 2
+    age(100)
+    data.open_images(folder, (8, 8))
+    data.open_images(folder, (12, 8))
+    assert len(packs(cache)) == 2
+    age(80)
+    data.open_images(folder, (12, 12))
+    assert len(packs(cache)) == 3
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,25 @@ def check_output(path: Path, *, force: bool) -> None:
         if not os.access(folder, os.W_OK):
             read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
             raise DiskError(f"cannot write {name}: {_REASONS[errno.EROFS if read_only else errno.EACCES]}")
+
+
+def check_space(folder: Path, need: int, *, what: str, advice: str) -> None:
+    """Refuse to begin what will not fit on the disk.
+
+    Args:
+        folder: where it is to go; it exists.
+        need: bytes.
+        what: the work, as the subject of a sentence; ``advice``: what the user can do.
+
+    Raises:
+        DiskError: names both numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise DiskError(
+            f"{what} needs {need / 2**20:,.1f} MiB in {printable(folder)}, where {free / 2**20:,.1f} MiB are free; "
+            f"{advice}"
+        )
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import DiskError
-from ..files import disk_errors, printable, sync
+from ..files import disk_errors, sync
 from .source import Source
 
 # Raised whenever the same source would give other pixels or another survey.
@@ -23,6 +23,7 @@ VERSION = 1
 
 _STAGED = ".tmp-"
 _LEFT_BEHIND_SECONDS = 24 * 3600
+_UNUSED_SECONDS = 90 * 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -53,7 +54,8 @@ def pack_path(source: Source, size: tuple[int, int], channels: int) -> Path:
 def make_room(path: Path) -> None:
     """Make the folder that ``path`` will be published in, and remove from it what is of no more use.
 
-    That is what was made like ``path`` from an earlier state of its source, and what processes left that died.
+    That is what was made like ``path`` from an earlier state of its source, what processes left that died, and what
+    nobody has opened for three months.
 
     Raises:
         DiskError: the folder cannot be made.
@@ -64,22 +66,15 @@ def make_room(path: Path) -> None:
     for other in path.parent.iterdir():
         with contextlib.suppress(OSError):
             is_outdated = other.name.startswith(outdated) and other.name != path.name
-            if is_outdated or (other.name.startswith(_STAGED) and _seconds_since_change(other) > _LEFT_BEHIND_SECONDS):
+            kept = _LEFT_BEHIND_SECONDS if other.name.startswith(_STAGED) else _UNUSED_SECONDS
+            if is_outdated or _seconds_since_change(other) > kept:
                 _remove(other)
 
 
-def check_space(folder: Path, need: int) -> None:
-    """Refuse to begin what will not fit on the disk.
-
-    Raises:
-        DiskError: names both numbers.
-    """
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise DiskError(
-            f"packing the images needs {_mebibytes(need)} in {printable(folder)}, where {_mebibytes(free)} are free; "
-            f"make room, or set DDPM_CACHE to a folder on another disk"
-        )
+def mark_used(file: Path) -> None:
+    """Note that something of the cache was opened, so that it stays."""
+    with contextlib.suppress(OSError):  # a cache that may only be read
+        os.utime(file)
 
 
 @contextlib.contextmanager
@@ -135,7 +130,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _mebibytes(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:,.1f} MiB"

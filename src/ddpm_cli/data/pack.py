@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import ArgumentError, DiskError
-from ..files import disk_errors
+from ..files import check_space, disk_errors
 from ..pixels import MAX_SIDE
 from . import cache
 from .images import MANIFEST, NAMES, PIXELS, SCHEMA, Images, digest_of, open_pack
@@ -49,6 +49,7 @@ def pack(
     label = f"packing {source.label}"
     path = cache.pack_path(source, size, channels)
     if (images := open_pack(path)) is not None:
+        cache.mark_used(path / MANIFEST)
         return finished(label, images)
     return Stage(label, source.extent, _pack(source, survey, size, channels, path, workers))
 
@@ -58,7 +59,12 @@ def _pack(
 ) -> Generator[int, None, Images]:
     row = size[0] * size[1] * channels
     cache.make_room(path)
-    cache.check_space(path.parent, survey.images * row)
+    check_space(
+        path.parent,
+        survey.images * row,
+        what="packing the images",
+        advice="make room, or set DDPM_CACHE to a folder on another disk",
+    )
     tally, notes, holes, rows = source.tally.copy(), Counter[str](), list[int](), 0
     with disk_errors(path.parent), cache.staged(path) as folder:
         (folder / PIXELS).touch()
@@ -86,8 +92,6 @@ def _pack(
             "names_bytes": (folder / NAMES).stat().st_size,
             "notes": sorted(notes.items(), key=lambda note: (-note[1], note[0])),
             "skipped": [asdict(skip) for skip in tally.skipped()],
-            "source": source.label,
-            "survey": survey.to_json(),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
         cache.publish(folder, path, lambda path: open_pack(path) is not None)

@@ -29,7 +29,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is in a source of images. Images whose pixels turn out to be damaged are still counted here.
+    """What is in a source of images. One whose header is whole counts, even if its pixels turn out to be damaged.
 
     Args:
         images: how many there are; ``grey`` of them stored without colour, ``transparent`` of them not fully opaque.
@@ -85,7 +85,9 @@ def scan(source: Source, workers: int | None = None) -> Stage[Survey]:
     label = f"looking at {source.label}"
     path = cache.survey_path(source)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return finished(label, Survey.from_json(json.loads(path.read_bytes())))
+        survey = Survey.from_json(json.loads(path.read_bytes()))
+        cache.mark_used(path)
+        return finished(label, survey)
     return Stage(label, source.extent, _scan(source, workers))
 
 
