@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import random
@@ -69,12 +70,14 @@ FILES = (
 def random_snapshot(
     seed: int, step: int, unet: UNetConfig = SMALLEST, diffusion: DiffusionConfig = DIFFUSION
 ) -> Snapshot:
-    """A snapshot of random bits, NaN, infinities and denormal numbers among them."""
+    """A snapshot of random bits, denormal numbers among them, all finite."""
     rng = np.random.default_rng(seed)
     shapes = {name: tensor.shape for name, tensor in build(unet, "meta").state_dict().items()}
 
     def bits(shape: torch.Size) -> torch.Tensor:
-        tensor = torch.from_numpy(rng.integers(-(2**31), 2**31, tuple(shape), dtype=np.int32)).view(torch.float32)
+        drawn = rng.integers(-(2**31), 2**31, tuple(shape), dtype=np.int32)
+        drawn[drawn & 0x7F800000 == 0x7F800000] ^= 0x40000000  # no NaN and no infinity
+        tensor = torch.from_numpy(drawn).view(torch.float32)
         return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
     return Snapshot(
@@ -311,6 +314,32 @@ def test_a_renamed_checkpoint_is_not_that_step(run: Path) -> None:
     older = publish(run, random_snapshot(1, 4), keep=2)
     publish(run, random_snapshot(2, 8), keep=2).rename(run / "checkpoints" / "step-00000009")
     assert newest(run) == older
+
+
+def test_a_checkpoint_that_is_retired_while_it_is_looked_at_gives_way_to_the_newer_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = publish(run, random_snapshot(1, 4), keep=1)
+
+    def verify_too_late(folder: Path) -> int:
+        if folder == older:
+            publish(run, random_snapshot(2, 8), keep=1)
+        return verify(folder)
+
+    monkeypatch.setattr("ddpm_cli.checkpoint.store.verify", verify_too_late)
+    assert newest(run) == run / "checkpoints" / "step-00000008"
+    assert not older.exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["train/model.safetensors", "train/optimizer.safetensors"])
+def test_weights_that_are_not_finite_are_refused(run: Path, name: str, value: float) -> None:
+    snapshot = random_snapshot(1, 4)
+    tensors = snapshot.weights if "model" in name else snapshot.optimizer
+    broken = [*tensors][3]
+    tensors[broken].view(-1)[0] = value
+    with pytest.raises(InputError, match=rf"{name}: tensor {broken} holds numbers that are not finite"):
+        read_snapshot(publish(run, snapshot, keep=1))
 
 
 @pytest.mark.parametrize("files", [{}, {"unet/config.json": None}, ["unet/config.json"], None, 7, "all"])

@@ -14,7 +14,7 @@ import torch
 
 from . import evaluate, generate
 from .checkpoint import MANIFEST, StoredModel, is_model_folder, newest, read_model, verify
-from .config import DiffusionConfig, UNetConfig
+from .config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from .data import Images
 from .denoiser import Denoiser, choose_device, choose_precision
 from .diffusion.process import FROM_X_0, Diffusion, p_x_0
@@ -25,7 +25,6 @@ from .generate import Sampling
 from .pixels import Pixels
 from .unet import build
 
-BUILTIN = "builtin:digits"
 BATCH_SIZE = 64
 
 
@@ -182,7 +181,7 @@ def default_spec() -> str:
     """The model that is meant where none is named."""
     if named := os.environ.get("DDPM_MODEL"):
         return named
-    return "ddpm-out" if Path("ddpm-out").is_dir() else BUILTIN
+    return "ddpm-out" if Path("ddpm-out").is_dir() else BUILTIN_DIGITS
 
 
 def builtin_folder() -> Path:
@@ -196,23 +195,35 @@ def read(spec: str) -> StoredModel:
     Raises:
         InputError: it is not there, is no model, or is damaged.
     """
-    if spec == BUILTIN:
+    if spec == BUILTIN_DIGITS:
         return read_model(builtin_folder(), spec)
+    if not spec:
+        raise InputError("the name of the model is empty; give a folder with -m, or leave it out")
     path = Path(spec)
     name = printable(spec)
     if not path.exists():
-        raise InputError(f"there is no model {name}: no such folder, and it is not {BUILTIN}")
+        raise InputError(f"there is no model {name}: no such folder, and it is not {BUILTIN_DIGITS}")
     if not path.is_dir():
         raise InputError(f"{name} is a file; a model is a folder: a run, a checkpoint, or diffusers' layout")
     if (path / "checkpoints").is_dir():
-        checkpoint = newest(path)
-        if checkpoint is None:
-            raise InputError(f"{name} has no checkpoint yet; go on with its training, or name another model with -m")
-        return read_model(checkpoint, spec, int(checkpoint.name.removeprefix("step-")))
+        return _read_run(path, spec)
     if (path / MANIFEST).is_file():
         return read_model(path, spec, verify(path))
     if is_model_folder(path):
         return read_model(path, spec)
     raise InputError(
         f"{name} holds no model: neither checkpoints/ of a run, nor unet/config.json, nor config.json of diffusers"
+    )
+
+
+def _read_run(folder: Path, spec: str) -> StoredModel:
+    """The newest checkpoint of a run; a trainer may retire one while it is read."""
+    while (checkpoint := newest(folder)) is not None:
+        try:
+            return read_model(checkpoint, spec, int(checkpoint.name.removeprefix("step-")))
+        except InputError:
+            if checkpoint.exists():
+                raise
+    raise InputError(
+        f"{printable(folder)} has no checkpoint yet; go on with its training, or name another model with -m"
     )

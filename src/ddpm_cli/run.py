@@ -17,7 +17,7 @@ from .checkpoint import newest, publish, read_json, read_snapshot, run_lock
 from .config import DiffusionConfig, TrainConfig, UNetConfig
 from .data import Images
 from .errors import ArgumentError, DiskError
-from .files import disk_errors, printable, write_file
+from .files import check_space, disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from .train import StepReport, Training, train
 
@@ -129,6 +129,10 @@ def run(
             training.restore(snapshot)
         elif weights is not None:
             training.start_from(weights)
+        if training.step < cadence.steps:
+            # weights, average and two moments: better to know now than after the first hours
+            need = 4 * sum(parameter.nbytes for parameter in training.parameters)
+            check_space(folder, need, what="a checkpoint", advice="make room, or use a folder on another disk with -o")
         write_file(folder / "config.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
         _forget_after(folder / "metrics.jsonl", training.step)
         yield Progress(training.step, advanced=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import reprlib
 import struct
 from collections.abc import Mapping
@@ -37,15 +39,20 @@ def read(path: Path, expected: Shapes) -> Tensors:
     Names, dtypes, shapes and sizes are checked in the header before anything is allocated.
 
     Raises:
-        InputError: the file is missing, cut, altered, or holds other tensors; the message names the first difference.
+        InputError: the file is missing, cut, altered, or holds other tensors or numbers that are not finite; the
+            message names the first such.
     """
     where = printable(path)
     names = {_modern(name): name for name in _check_header(path, expected)}
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(names[name]).float() for name in expected}
+            tensors = {name: file.get_tensor(names[name]).float() for name in expected}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{where}: not a valid safetensors file ({printable(str(error))})") from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{where}: tensor {name} holds numbers that are not finite; its training had diverged")
+    return tensors
 
 
 def write(path: Path, tensors: Tensors) -> None:
@@ -61,6 +68,8 @@ def write(path: Path, tensors: Tensors) -> None:
         try:
             save_file(contiguous, path)
         except SafetensorError as error:  # how the library reports any refusal of the disk
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             raise DiskError(f"cannot write {printable(path)}: {printable(str(error))}") from error
         path.chmod(mode)
         sync(path)
