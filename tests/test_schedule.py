@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ddpm_cli.config import DiffusionConfig
 from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, from_config, linear, uniform_steps
-from ddpm_cli.errors import ArgumentError
+from ddpm_cli.errors import ArgumentError, InputError
 
 SCHEDULES = {
     "linear": linear(),
@@ -227,3 +227,15 @@ def test_uniform_steps_of_every_count(T: int) -> None:
 def test_uniform_steps_refuse_a_count_that_is_not_there(count: int) -> None:
     with pytest.raises(ArgumentError, match=rf"--steps is {count}; this model has steps 1 to 10"):
         uniform_steps(10, count)
+
+
+@pytest.mark.parametrize(("timesteps", "beta_end"), [(1000, 0.5), (10_000, 0.05), (300, 0.999)])
+def test_a_schedule_that_leaves_nothing_to_undo_is_refused(timesteps: int, beta_end: float) -> None:
+    with pytest.raises(InputError, match=rf"{timesteps} steps up to beta_end {beta_end:g} leave alpha_bar_T"):
+        from_config(DiffusionConfig(timesteps=timesteps, beta_end=beta_end))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_what_float32_undoes_at_the_end_of_the_longest_chain_is_finite(schedule: str) -> None:
+    s = from_config(DiffusionConfig(timesteps=10_000, schedule=schedule))
+    assert np.isfinite(np.float32(1e3 / np.sqrt(s.alpha_bar[-1])))

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import DiffusionConfig
-from ..errors import ArgumentError
+from ..errors import ArgumentError, InputError
+
+LEAST_ALPHA_BAR = 1e-70  # float32 holds 1 / sqrt(alpha_bar), times what it multiplies
 
 Table = npt.NDArray[np.float64]
 
@@ -108,10 +110,21 @@ def cosine(T: int = 1000, s: float = 0.008) -> Schedule:
 
 
 def from_config(config: DiffusionConfig) -> Schedule:
-    """The schedule that a configuration names."""
+    """The schedule that a configuration names.
+
+    Raises:
+        InputError: so little of x_0 is left in x_T that float32 cannot undo it.
+    """
     if config.schedule == "cosine":
-        return cosine(config.timesteps)
-    return linear(config.timesteps, config.beta_start, config.beta_end)
+        schedule = cosine(config.timesteps)
+    else:
+        schedule = linear(config.timesteps, config.beta_start, config.beta_end)
+    if schedule.alpha_bar[-1] < LEAST_ALPHA_BAR:
+        raise InputError(
+            f"diffusion: {config.timesteps} steps up to beta_end {config.beta_end:g} leave alpha_bar_T = "
+            f"{schedule.alpha_bar[-1]:.3g}; it must be at least {LEAST_ALPHA_BAR:g}: use fewer steps, or smaller ones"
+        )
+    return schedule
 
 
 def uniform_steps(T: int, count: int) -> list[int]:
