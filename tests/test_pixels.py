@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -284,3 +285,14 @@ def test_a_grid_shows_each_image_and_white_elsewhere(channels: int, scale: int, 
 
 def test_tiny_images_are_enlarged_on_a_sheet() -> None:
     assert [pixels.sheet_scale((side, side)) for side in (8, 12, 31, 32, 256)] == [4, 3, 2, 1, 1]
+
+
+def test_a_damaged_tiff_is_an_error_and_nothing_else_on_the_screen(capfd: pytest.CaptureFixture[str]) -> None:
+    pixels_ = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = encoded(Image.fromarray(pixels_), "TIFF", compression="tiff_lzw").getvalue()
+    damaged = bytearray(whole)
+    damaged[100:4000] = bytes(3900)
+    with pytest.raises(InputError, match="damaged image"):
+        pixels.decode(io.BytesIO(damaged))
+    os.write(2, b"still there")
+    assert capfd.readouterr() == ("", "still there")

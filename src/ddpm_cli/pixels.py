@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -112,7 +113,8 @@ def decode(file: str | Path | IO[bytes]) -> Raster:
                 if max(image.size) > MAX_SIDE:
                     raise InputError(f"more than {MAX_SIDE} pixels a side ({image.width}x{image.height})")
                 note = _losses(image)
-                return Raster(_array(upright(image)), note)
+                with _without_stderr() if image.format == "TIFF" else contextlib.nullcontext():
+                    return Raster(_array(upright(image)), note)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -134,6 +136,19 @@ def upright(image: Image.Image) -> Image.Image:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what a library of C prints: libtiff explains there, without its name, what is wrong with a damaged file."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # closed
+            stderr = os.dup(2)
+            stack.callback(os.close, stderr)
+            with open(os.devnull, "wb") as null:  # noqa: PTH123
+                os.dup2(null.fileno(), 2)
+            stack.callback(os.dup2, stderr, 2)
+        yield
 
 
 def to_bytes(pixels: npt.NDArray[Any]) -> Pixels:
