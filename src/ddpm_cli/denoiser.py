@@ -52,6 +52,8 @@ def choose_device(name: str) -> torch.device:
         if not torch.cuda.is_available() or (device.index or 0) >= count:
             found = f"CUDA devices here: {count}" if torch.cuda.is_available() else "PyTorch finds no CUDA device"
             raise ArgumentError(f"--device {name}: {found}; use --device cpu, or auto")
+        # fp32 means float32: by default cuDNN rounds what convolutions multiply to 10 bits (TF32).
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ArgumentError("--device mps: PyTorch finds no Metal device; use --device cpu, or auto")
     elif device.type not in ("cpu", "mps"):
