@@ -120,19 +120,20 @@ def test_a_reader_that_leaves_is_no_error(ddpm_env: dict[str, str], tmp_path: Pa
     from ddpm_cli.rng import integers
 
     picture.write_bytes(encode_png(to_image(integers(0, 256, 3 * 400 * 400, 0, "p").reshape(400, 400, 3).astype("u1"))))
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "ddpm_cli", "noise", str(picture), "-o", "-"],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        env=ddpm_env,
-        text=True,
-    )
-    os.close(write)
-    assert done.returncode == 141
-    assert "Traceback" not in done.stderr
-    assert "rror" not in done.stderr
+    for arguments in (["noise", str(picture), "-o", "-"], ["--help"], ["noise", "--help"], ["--version"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [sys.executable, "-m", "ddpm_cli", *arguments],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            env=ddpm_env,
+            text=True,
+        )
+        os.close(write)
+        assert done.returncode == 141, arguments
+        assert "Traceback" not in done.stderr
+        assert "rror" not in done.stderr
 
 
 def test_closed_standard_streams_do_not_crash(ddpm_env: dict[str, str]) -> None:
@@ -156,6 +157,11 @@ def test_a_full_disk_behind_stdout_is_a_disk_error(ddpm_env: dict[str, str], tmp
 def test_names_that_are_empty_or_too_long_or_no_files_are_refused(ddpm: Ddpm, tmp_path: Path) -> None:
     assert ddpm("train", "", "--dry-run").returncode == 3
     assert ddpm("sample", "-m", "", "-o", "x.png").returncode == 3
+    for arguments in (["sample", "-o", ""], ["noise", "p.png", "-o", ""], ["noise", ""], ["sample", "--like", ""]):
+        done = ddpm(*arguments)
+        assert done.returncode == 2, arguments
+        assert "the name is empty" in done.stderr
+    assert ddpm("train", "builtin:digits", "-o", "").returncode == 2
     long = ddpm("train", "builtin:digits", "-o", "x" * 300)
     assert long.returncode == 7
     assert "too long" in long.stderr

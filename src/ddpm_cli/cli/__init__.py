@@ -10,7 +10,8 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -37,14 +38,24 @@ class ReaderLeft(Exception):  # noqa: N818
     """Whoever read our output has gone. Not an `OSError`, which click would end with its own exit code."""
 
 
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderLeft from error
+
+
 class LazyGroup(click.Group):
     """Commands by name, each imported from the module of its name when it is first needed."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # --help and --version end in it
+        with _reader_may_leave():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> object:
-        try:
+        with _reader_may_leave():
             return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise ReaderLeft from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -20,7 +20,7 @@ def open_images(name: str, screen: Screen, *, size: tuple[int, int] | None, chan
     source = find_source(name)
     survey = _shown(scan(source), screen)
     images = _shown(pack(source, survey, size or auto_size(survey, limit), channels or auto_channels(survey)), screen)
-    screen.say(_account(name, survey))
+    screen.say(_account(name, survey, len(images)))
     for skip in images.skipped:
         screen.warn(str(skip))
     for note, count in images.notes:
@@ -35,7 +35,7 @@ def _shown(stage: Stage[T], screen: Screen) -> T:
     return stage.result()
 
 
-def _account(name: str, survey: Survey) -> str:
+def _account(name: str, survey: Survey, usable: int) -> str:
     height, width = survey.height, survey.width
     sizes = (
         f"{height.low}x{width.low}" if survey.same_size else f"{height.low}x{width.low} to {height.high}x{width.high}"
@@ -45,4 +45,6 @@ def _account(name: str, survey: Survey) -> str:
         kinds.append(f"{survey.transparent:,} transparent")
     ignored = sum(count for _, count in survey.ignored)
     others = f"; {plural(ignored, 'other file')} ignored" if ignored else ""
-    return f"{name}: {plural(survey.images, 'image')} of {sizes} ({', '.join(filter(None, kinds))}){others}"
+    # A look at the headers does not show damaged pixels; packing does.
+    found = plural(survey.images, "image") + (f", {usable:,} of them usable," if usable < survey.images else "")
+    return f"{name}: {found} of {sizes} ({', '.join(filter(None, kinds))}){others}"

@@ -20,7 +20,17 @@ from ..files import check_output, printable, write_file
 from ..pixels import Raster, decode, grid, to_float, to_levels
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, check_suffix, encode, encode_animation
-from .options import Command, IntList, force_option, put, refuse_terminal, seed_option, verbosity_options, write_stdout
+from .options import (
+    Command,
+    IntList,
+    PathType,
+    force_option,
+    put,
+    refuse_terminal,
+    seed_option,
+    verbosity_options,
+    write_stdout,
+)
 
 EPILOG = """\b
 Examples:
@@ -32,7 +42,7 @@ Examples:
 
 
 @click.command("noise", cls=Command, epilog=EPILOG)
-@click.argument("image", metavar="IMG", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("image", metavar="IMG", type=PathType(dash=True))
 @click.option(
     "--t",
     "times",
@@ -40,7 +50,7 @@ Examples:
     type=IntList(),
     help="Step(s) of the forward process, 0 to T.  [default: T/2]",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="[default: <stem>-t500.png]")
+@click.option("-o", "--output", type=PathType(dash=True), help="[default: <stem>-t500.png]")
 @click.option("--schedule", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True)
 @click.option("--timesteps", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="T.")
 @click.option("--stepwise", is_flag=True, help="Walk q(x_t|x_{t-1}), Eq. 2, step by step instead of jumping by Eq. 4.")

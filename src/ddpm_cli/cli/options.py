@@ -26,6 +26,18 @@ class Command(click.Command):
         self.format_options(ctx, formatter)
 
 
+class PathType(click.Path):
+    """The name of a file or folder, not empty: pathlib would take that for the current folder."""
+
+    def __init__(self, *, dash: bool = False) -> None:
+        super().__init__(path_type=Path, allow_dash=dash)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class SizeType(click.ParamType[tuple[int, int]]):
     """``32`` or ``64x48`` (height x width) as (height, width)."""
 

@@ -10,6 +10,7 @@ import click
 from .options import (
     Command,
     GridType,
+    PathType,
     force_option,
     machine_options,
     model_option,
@@ -35,7 +36,7 @@ Examples:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=PathType(dash=True),
     default="grid.png",
     show_default=True,
     help="A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif or .webp (the chain), or - "
@@ -54,9 +55,7 @@ Examples:
     help="Rows x columns of the sheet.  [default: nearly square]",
 )
 @click.option("--scale", type=click.IntRange(1, 64), help="Enlarge pixels on a sheet.  [default: tiles of 32 or more]")
-@click.option(
-    "--like", type=click.Path(path_type=Path, dir_okay=False), help="Take every setting not given from this PNG."
-)
+@click.option("--like", type=PathType(), help="Take every setting not given from this PNG.")
 @machine_options
 @force_option
 @verbosity_options

@@ -55,9 +55,9 @@ def _check(output: Path, recipe: Recipe, force: bool) -> None:
     elif _is_folder(output):
         existing = output if output.exists() else output.parent
         check_output(existing / ".ddpm", force=True)
-        taken = [file for file in _files(output, recipe) if file.exists()]
+        taken = next((file for file in _files(output, recipe) if file.exists()), None) if output.exists() else None
         if taken and not force:
-            raise ArgumentError(f"{printable(taken[0])} exists already; name another folder, or use --force")
+            raise ArgumentError(f"{printable(taken)} exists already; name another folder, or use --force")
     elif output.suffix.lower() not in (".png", ".npy", ".npz", *ANIMATIONS):
         raise ArgumentError(f"-o {printable(output)}: use .png, .npy, .npz, .gif, .webp, a folder, or - for stdout")
     else:
@@ -69,7 +69,7 @@ def _results(model: Model, recipe: Recipe, output: Path, batch_size: int, screen
     if _is_folder(output):
         with disk_errors(output):
             output.mkdir(exist_ok=True)
-        files = iter(_files(output, recipe))
+        files = _files(output, recipe)
         for step in _steps(model, recipe, batch_size, screen):
             if step.t == 0:
                 for index, image in zip(step.indices, pixels_of(step.x_t), strict=True):
@@ -124,5 +124,5 @@ def _is_folder(output: Path) -> bool:
     return str(output) != "-" and (output.is_dir() or not output.suffix)
 
 
-def _files(output: Path, recipe: Recipe) -> list[Path]:
-    return [output / f"{index:06d}.png" for index in range(recipe.first, recipe.first + recipe.n)]
+def _files(output: Path, recipe: Recipe) -> Iterator[Path]:
+    return (output / f"{index:06d}.png" for index in range(recipe.first, recipe.first + recipe.n))

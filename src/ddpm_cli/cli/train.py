@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import Command, DurationType, SizeType, machine_options, seed_option, verbosity_options
+from .options import Command, DurationType, PathType, SizeType, machine_options, seed_option, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -22,9 +22,7 @@ To resume, run the same command again.
 
 @click.command("train", cls=Command, epilog=EPILOG)
 @click.argument("images", metavar="IMAGES")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="ddpm-out", show_default=True, help="The run folder."
-)
+@click.option("-o", "--output", type=PathType(), default="ddpm-out", show_default=True, help="The run folder.")
 @click.option("--size", type=SizeType(), help="Height x width to train at.  [default: from the images]")
 @click.option("--channels", type=click.Choice(["1", "3", "4"]), help="Grey, RGB, RGBA.  [default: from the images]")
 @click.option(
