@@ -42,6 +42,7 @@ LAYERS = {
     "run": 4,
     "recipe": 4,
     "plan": 4,
+    "cost": 4,
     "ui": 4,
     "api": 5,
     "cli": 5,
@@ -54,6 +55,7 @@ NEIGHBOURS = {
     "files": {"errors"},
     "hub": {"checkpoint"},
     "plan": {"run"},  # a plan is a run that is not yet one
+    "cost": {"plan", "run"},
 }
 
 # The one home of each outside library: modules, or packages as a whole; "" is ddpm_cli/__init__.py.

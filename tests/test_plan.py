@@ -1,4 +1,4 @@
-"""The plan of a run: defaults by preset, each option in its place, and a cost that is worked out before the run."""
+"""The plan of a run: defaults by preset, and each option in its place."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import pytest
 import torch
 
 from ddpm_cli.checkpoint import StoredModel
-from ddpm_cli.config import UNetConfig
 from ddpm_cli.denoiser import choose_precision
 from ddpm_cli.errors import ArgumentError, InputError
-from ddpm_cli.plan import Plan, TrainOptions, cost, plan
+from ddpm_cli.plan import Plan, TrainOptions, plan
 from ddpm_cli.presets import PRESETS
 from ddpm_cli.run import RunConfig
-from ddpm_cli.unet import build, flops
 from models import DIFFUSION, random_unet, tiny
 
 CPU = torch.device("cpu")
@@ -164,60 +162,3 @@ def test_a_network_that_learned_its_steps_has_no_more_of_them() -> None:
     assert planned((9, 8, 8, 1), learned, timesteps=15).config.diffusion.timesteps == 15
     with pytest.raises(ArgumentError, match=r"--timesteps is 21; .* 20"):
         planned((9, 8, 8, 1), learned, timesteps=21)
-
-
-# What it costs.
-
-
-def small(**options: Any) -> Plan:
-    return planned((9, 8, 8, 1), StoredModel(tiny(), DIFFUSION, {}, "m"), precision="fp32", **options)
-
-
-def saved_bytes(config: UNetConfig) -> int:
-    """What autograd really keeps of one image."""
-    kept: dict[int, int] = {}
-    held = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            held.append(tensor)
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    unet = random_unet(config, 1).requires_grad_(True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        unet(torch.zeros(1, config.in_channels, *config.size), torch.zeros(1, dtype=torch.int64))
-    return sum(kept.values())
-
-
-def test_the_cost_of_a_run() -> None:
-    made = small(batch_size=6, steps=50)
-    price = cost(made, CPU)
-    parameters = sum(parameter.numel() for parameter in build(tiny(), "meta").parameters())
-    assert price.parameters == parameters
-    assert price.memory == pytest.approx(20 * parameters + 6 * saved_bytes(tiny()), rel=0.1)
-    assert 0 < price.step_seconds < 10
-    assert price.total_seconds == pytest.approx(50 * price.step_seconds)
-    paper = PRESETS["cifar10"].unet((32, 32), 1)
-    ratio = flops(paper, (32, 32)) * 128 * 800_000 / (flops(tiny(), (8, 8)) * 6)
-    assert price.paper_preset == "cifar10"
-    assert price.paper_seconds == pytest.approx(price.step_seconds * ratio)
-
-
-def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:
-    whole, parts, part = (
-        cost(small(**options), CPU).memory
-        for options in ({"batch_size": 12}, {"batch_size": 12, "accumulate": 5}, {"batch_size": 3})
-    )
-    assert parts == part < whole
-
-
-def test_a_trial_is_no_training() -> None:
-    before = torch.get_rng_state()
-    cost(small(batch_size=2, lr=1000.0, warmup=0), CPU)  # which would end in a loss that is not finite
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated() -> None:
-    with pytest.raises(InputError, match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*--batch-size"):
-        cost(planned((9, 256, 256, 3), preset="256", batch_size=100_000), CPU)

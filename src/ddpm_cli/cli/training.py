@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import StoredModel, newest
+from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
 from ..model import read
-from ..plan import Cost, Plan, TrainOptions, cost, plan
+from ..plan import Plan, TrainOptions, plan
 from ..run import Progress, check_folder, run
 from ..ui.console import Screen, as_json, duration, plural, size
 from .images import open_images
@@ -44,7 +45,7 @@ class Job:
         images = self._open(screen, start, device.type)
         what = plan(self.options, self.images, images.shape, images.digest, start, device)
         check_folder(self.folder, what.config)
-        price = cost(what, device)
+        price = estimate(what, device)
         self._announce(screen, images, what, price, str(device))
         if dry_run:
             _print_json(_as_dict(what, price)) if as_json else None

@@ -1,0 +1,92 @@
+"""The cost of a run, which is worked out before it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ddpm_cli.checkpoint import StoredModel
+from ddpm_cli.config import UNetConfig
+from ddpm_cli.cost import estimate
+from ddpm_cli.errors import InputError
+from ddpm_cli.plan import Plan
+from ddpm_cli.presets import PRESETS
+from ddpm_cli.run import RunConfig
+from ddpm_cli.unet import build, flops
+from models import DIFFUSION, random_unet, tiny
+from test_plan import CPU, planned
+
+
+def small(**options: Any) -> Plan:
+    return planned((9, 8, 8, 1), StoredModel(tiny(), DIFFUSION, {}, "m"), precision="fp32", **options)
+
+
+def saved_bytes(config: UNetConfig) -> int:
+    """What autograd really keeps of one image."""
+    kept: dict[int, int] = {}
+    held = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            held.append(tensor)
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    unet = random_unet(config, 1).requires_grad_(True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        unet(torch.zeros(1, config.in_channels, *config.size), torch.zeros(1, dtype=torch.int64))
+    return sum(kept.values())
+
+
+def test_the_cost_of_a_run() -> None:
+    made = small(batch_size=6, steps=50)
+    price = estimate(made, CPU)
+    parameters = sum(parameter.numel() for parameter in build(tiny(), "meta").parameters())
+    assert price.parameters == parameters
+    assert price.memory == pytest.approx(20 * parameters + 6 * saved_bytes(tiny()), rel=0.1)
+    assert 0 < price.step_seconds < 10
+    assert price.total_seconds == pytest.approx(50 * price.step_seconds)
+    assert price.paper_preset == "cifar10"
+
+
+@pytest.mark.parametrize(("size", "name"), [((8, 8), "cifar10"), ((128, 64), "256")])
+def test_what_the_paper_would_take_is_its_arithmetic_at_the_rate_of_a_wide_level(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], name: str
+) -> None:
+    tried = []
+
+    def trial(config: RunConfig, device: torch.device, n: int) -> float:
+        tried.append((config.unet, n))
+        return 0.1
+
+    monkeypatch.setattr("ddpm_cli.cost._trial_seconds", trial)
+    price = estimate(planned((9, *size, 1), preset="tiny"), CPU)
+    level, n = tried[-1]
+    rate = n * flops(level, level.size) / 0.1
+    assert (level.block_out_channels, level.size) == ((256,), (16, 16))
+    images = {"cifar10": 128 * 800_000, "256": 64 * 500_000}[name]
+    a_side = {"cifar10": 32, "256": 256}[name]
+    assert price.paper_preset == name
+    expected = images * flops(PRESETS[name].unet((a_side, a_side), 3), (a_side, a_side)) / rate
+    assert price.paper_seconds == pytest.approx(expected)
+
+
+def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:
+    whole, parts, part = (
+        estimate(small(**options), CPU).memory
+        for options in ({"batch_size": 12}, {"batch_size": 12, "accumulate": 5}, {"batch_size": 3})
+    )
+    assert parts == part < whole
+
+
+def test_a_trial_is_no_training() -> None:
+    before = torch.get_rng_state()
+    estimate(small(batch_size=2, lr=1000.0, warmup=0), CPU)  # which would end in a loss that is not finite
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated() -> None:
+    with pytest.raises(InputError, match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*--batch-size"):
+        estimate(planned((9, 256, 256, 3), preset="256", batch_size=100_000), CPU)
