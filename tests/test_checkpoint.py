@@ -32,6 +32,7 @@ from ddpm_cli.errors import DdpmError, InputError
 from ddpm_cli.files import printable
 from ddpm_cli.model import load
 from ddpm_cli.unet import UNet, build, init_weights
+from models import GOOGLE_CIFAR10
 from nursery import Nursery
 
 NETWORK = UNetConfig(
@@ -487,27 +488,7 @@ def test_what_diffusers_saved_is_read_with_equal_outputs(tmp_path: Path) -> None
 
 
 # As google/ddpm-cifar10-32 has it, but narrower: its config.json, its flat layout and its old names of the attention.
-HUB_CONFIG = {
-    "_class_name": "UNet2DModel",
-    "_diffusers_version": "0.0.4",
-    "act_fn": "silu",
-    "attention_head_dim": None,
-    "block_out_channels": [32, 64, 64, 64],
-    "center_input_sample": False,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "in_channels": 3,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-06,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 32,
-    "time_embedding_type": "positional",
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-}
+HUB_CONFIG = GOOGLE_CIFAR10 | {"block_out_channels": [32, 64, 64, 64]}
 HUB_SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "_diffusers_version": "0.1.1",

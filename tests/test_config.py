@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ddpm_cli.config import DiffusionConfig, TrainConfig, UNetConfig
 from ddpm_cli.errors import ArgumentError, InputError
 from ddpm_cli.presets import PRESETS, choose_preset, paper_preset
+from models import GOOGLE_256, GOOGLE_CIFAR10
 
 # What no field of any configuration may be.
 NONSENSE: list[object] = [float("nan"), float("inf"), -float("inf"), -1, 10**400, "8 px", {"a": 1}, [[1]], [None], b"x"]
@@ -201,36 +202,7 @@ def test_a_configuration_survives_json(config: UNetConfig | DiffusionConfig | Tr
     assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-# The published configurations on the Hub, as their config.json has them.
-GOOGLE_CIFAR10: dict[str, Any] = {
-    "_class_name": "UNet2DModel",
-    "_diffusers_version": "0.0.4",
-    "act_fn": "silu",
-    "attention_head_dim": None,
-    "block_out_channels": [128, 256, 256, 256],
-    "center_input_sample": False,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "in_channels": 3,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-06,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 32,
-    "time_embedding_type": "positional",
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-}
-GOOGLE_256 = GOOGLE_CIFAR10 | {
-    "block_out_channels": [128, 128, 256, 256, 512, 512],
-    "down_block_types": ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "AttnUpBlock2D"] + ["UpBlock2D"] * 4,
-    "sample_size": 256,
-}
-
-
+# The published configurations on the Hub.
 @pytest.mark.parametrize(
     ("name", "published", "variance"),
     [("cifar10", GOOGLE_CIFAR10, "fixed-large"), ("256", GOOGLE_256, "fixed-small")],

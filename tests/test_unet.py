@@ -30,6 +30,7 @@ from ddpm_cli.unet import (
     parameter_count,
     sinusoids,
 )
+from models import GOOGLE_CIFAR10
 
 aten = torch.ops.aten
 CIFAR10 = PRESETS["cifar10"].unet((32, 32), 3)
@@ -41,29 +42,6 @@ SMALL = UNetConfig(
     norm_num_groups=4,
     attention_head_dim=None,
 )
-
-# google/ddpm-cifar10-32's config.json.
-HUB_CIFAR10 = {
-    "_class_name": "UNet2DModel",
-    "_diffusers_version": "0.0.4",
-    "act_fn": "silu",
-    "attention_head_dim": None,
-    "block_out_channels": [128, 256, 256, 256],
-    "center_input_sample": False,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "in_channels": 3,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-06,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 32,
-    "time_embedding_type": "positional",
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-}
 
 CASES = 20
 # Each value is dealt equally often to the random configurations. Names that are no field are turned into some below.
@@ -168,7 +146,7 @@ def assert_equals_diffusers(config: UNetConfig, size: tuple[int, int], batch: in
     [
         pytest.param(CIFAR10, (32, 32), id="cifar10"),
         pytest.param(PRESETS["256"].unet((256, 256), 3), (64, 64), id="256"),
-        pytest.param(UNetConfig.from_json(HUB_CIFAR10), (32, 32), id="google/ddpm-cifar10-32"),
+        pytest.param(UNetConfig.from_json(GOOGLE_CIFAR10), (32, 32), id="google/ddpm-cifar10-32"),
     ],
 )
 def test_published_networks_equal_diffusers(config: UNetConfig, size: tuple[int, int]) -> None:

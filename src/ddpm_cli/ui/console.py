@@ -95,7 +95,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.1f} days"
+    days = seconds / 86_400
+    return f"{seconds / 3600:.1f} h" if days < 2 else f"{days:.1f} days" if days < 9.95 else f"{days:,.0f} days"
 
 
 def plural(count: int, noun: str) -> str:
