@@ -24,11 +24,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddpm_cli.checkpoint import MOMENTS, Snapshot, newest, publish, read_json, read_model, read_snapshot, verify
-from ddpm_cli.checkpoint.layout import MAX_JSON_BYTES, WEIGHTS, describe
+from ddpm_cli.checkpoint import (
+    MOMENTS,
+    Provenance,
+    Snapshot,
+    StoredModel,
+    newest,
+    publish,
+    read_json,
+    read_model,
+    read_provenance,
+    read_snapshot,
+    save_model,
+    verify,
+)
+from ddpm_cli.checkpoint.layout import DOCUMENTS, MAX_JSON_BYTES, WEIGHTS, describe
 from ddpm_cli.config import DiffusionConfig, UNetConfig
 from ddpm_cli.diffusion.process import Diffusion, p_x_0, q_sample
-from ddpm_cli.errors import DdpmError, InputError
+from ddpm_cli.errors import ArgumentError, DdpmError, DiskError, InputError
 from ddpm_cli.files import printable
 from ddpm_cli.model import load
 from ddpm_cli.unet import UNet, build, init_weights
@@ -58,6 +71,7 @@ SMALLEST = replace(
 DIFFUSION = DiffusionConfig(timesteps=20, beta_end=0.3)
 FILES = (
     "MANIFEST.json",
+    "ddpm.json",
     "model_index.json",
     "scheduler/scheduler_config.json",
     "train/model.safetensors",
@@ -406,7 +420,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(run: Path) -> None:
         assert newest(run) == older
         with pytest.raises(InputError, match="is missing"):
             verify(folder)
-        if name not in ("MANIFEST.json", "model_index.json"):
+        if name not in ("MANIFEST.json", "model_index.json", "ddpm.json"):  # which a model need not have
             with pytest.raises(InputError, match="missing"):
                 read_snapshot(folder)
         (folder / name).unlink()
@@ -528,7 +542,7 @@ def test_a_flat_folder_with_the_old_names_of_the_hub(tmp_path: Path) -> None:
 
     model = load(str(tmp_path / "hub"), device="cpu", precision="fp32")
     assert model.diffusion_config == DiffusionConfig(variance="fixed-large")
-    assert model.step is None
+    assert model.provenance == Provenance()
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = unet(x, torch.tensor([10]))
@@ -953,3 +967,48 @@ def test_a_model_in_the_hubs_cache_is_made_of_links(model_folder: Path, tmp_path
     x, t = q_sample(Diffusion.from_config(DIFFUSION).schedule, torch.zeros(1, 1, 8, 8), 5, torch.ones(1, 1, 8, 8)), 5
     ours, theirs = (load(str(folder), device="cpu").eps(x, torch.tensor([t])) for folder in (model_folder, link))
     assert torch.equal(ours, theirs)
+
+
+# What is known of a model's past, and models that are saved by themselves.
+
+
+def test_a_model_is_saved_whole_and_read_back_with_its_past(tmp_path: Path) -> None:
+    past = Provenance(7, average=False, start="builtin:digits", origin="a.ckpt of pesser/pytorch_diffusion")
+    model = StoredModel(SMALLEST, DIFFUSION, random_snapshot(1, 4).ema, "here", past)
+    save_model(tmp_path / "model", model)
+    assert listing(tmp_path) == ["model/" + name for name in sorted((*DOCUMENTS, f"unet/{WEIGHTS}"))]
+    read = read_model(tmp_path / "model", "there")
+    assert (read.unet, read.diffusion, read.provenance) == (SMALLEST, DIFFUSION, past)
+    assert all(torch.equal(tensor, read.weights[name]) for name, tensor in model.weights.items())
+    with pytest.raises(ArgumentError, match="model exists already"):
+        save_model(tmp_path / "model", model)
+    with pytest.raises(DiskError, match="there is no folder"):
+        save_model(tmp_path / "no" / "model", model)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"schema": 2},
+        {"step": 3},
+        {"schema": 1, "step": "3"},
+        {"schema": 1, "step": True},
+        {"schema": 1, "average": 1},
+        {"schema": 1, "origin": ["x"]},
+        {"schema": 1, "later": None},
+    ],
+)
+def test_a_past_that_is_not_understood_is_refused(tmp_path: Path, content: dict[str, object]) -> None:
+    (tmp_path / "ddpm.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"ddpm\.json is not of schema 1"):
+        read_provenance(tmp_path)
+
+
+def test_a_model_is_known_by_a_name_without_folders() -> None:
+    def named(source: str, **past: Any) -> str:
+        return StoredModel(SMALLEST, DIFFUSION, {}, source, Provenance(**past)).identity
+
+    assert named("/home/me/secret/run", step=5) == "a local model, step 5"
+    assert named("/home/me/secret/run") == "a local model"
+    assert named("builtin:digits", step=3000) == "builtin:digits"
+    assert named("u/m", origin="u/m@0123") == "u/m@0123"

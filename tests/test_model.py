@@ -90,13 +90,13 @@ def test_every_kind_of_folder_holds_the_same_model(run: Path, nested: Path, tmp_
     x_t = noise(0, 3, 1, 8, 8)
     for kind, (folder, step) in kinds.items():
         loaded = load(folder)
-        assert loaded.step == step, kind
+        assert loaded.provenance.step == step, kind
         assert loaded.source == str(folder)
         assert loaded.diffusion_config == DIFFUSION
         assert loaded.unet_config == UNET.config
         assert (loaded.eps(x_t, STEPS) == grey.eps(x_t, STEPS)).all(), kind
     older = load(run / "checkpoints" / "step-00000003")
-    assert older.step == 3
+    assert older.provenance.step == 3
     assert not (older.eps(x_t, STEPS) == grey.eps(x_t, STEPS)).any()
 
 
@@ -104,7 +104,7 @@ def test_a_run_is_its_newest_whole_checkpoint(run: Path, tmp_path: Path, caplog:
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "checkpoints" / "step-00000012" / "scheduler" / "scheduler_config.json").unlink()
     with caplog.at_level(logging.WARNING):
-        assert load(copy).step == 3
+        assert load(copy).provenance.step == 3
     assert "step-00000012" in caplog.text
 
 
@@ -127,11 +127,11 @@ def test_which_model_is_meant_where_none_is_named(
     (tmp_path / "ddpm-out").unlink()
     shutil.copytree(run, tmp_path / "ddpm-out")
     assert model.default_spec() == "ddpm-out"
-    assert ddpm.load(device="cpu").step == 12
+    assert ddpm.load(device="cpu").provenance.step == 12
     monkeypatch.setenv("DDPM_MODEL", str(nested))
     assert model.default_spec() == str(nested)
-    assert ddpm.load(device="cpu").step is None
-    assert ddpm.load("ddpm-out", device="cpu").step == 12
+    assert ddpm.load(device="cpu").provenance.step is None
+    assert ddpm.load("ddpm-out", device="cpu").provenance.step == 12
     monkeypatch.setenv("DDPM_MODEL", "")
     assert model.default_spec() == "ddpm-out"
 

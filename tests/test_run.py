@@ -20,7 +20,7 @@ from PIL import Image
 
 import ddpm_cli
 from conftest import Ddpm
-from ddpm_cli.checkpoint import newest, read_snapshot, run_lock, verify
+from ddpm_cli.checkpoint import Provenance, StoredModel, newest, read_provenance, read_snapshot, run_lock, verify
 from ddpm_cli.config import TrainConfig, UNetConfig
 from ddpm_cli.data import Images
 from ddpm_cli.errors import ArgumentError, DdpmError, DivergedError, InputError, LockedError
@@ -47,12 +47,12 @@ def go(
     cadence: Cadence = QUIET,
     config: RunConfig | None = None,
     data: Images | None = None,
-    weights: dict[str, torch.Tensor] | None = None,
+    start: StoredModel | None = None,
     stop_after: int | None = None,
 ) -> list[Progress]:
     """Run to the end, or until a step is done."""
     data, stop, seen = data or images(), threading.Event(), []
-    for progress in run(folder, config or config_of(data), cadence, data, torch.device("cpu"), weights, stop):
+    for progress in run(folder, config or config_of(data), cadence, data, torch.device("cpu"), start, stop):
         seen.append(progress)
         if progress.advanced and progress.step == stop_after:
             stop.set()
@@ -229,11 +229,19 @@ def test_a_newer_version_goes_on_with_the_run_of_an_older_one(tmp_path: Path) ->
 
 
 def test_a_run_starts_from_given_weights_and_goes_on_without_them(tmp_path: Path) -> None:
-    start = random_unet(NETWORK, seed=5).state_dict()
+    weights = random_unet(NETWORK, seed=5).state_dict()
+    start = StoredModel(NETWORK, DIFFUSION, weights, "somewhere", Provenance(origin="me/there@1"))
     config = replace(config_of(images()), start="somewhere")
-    go(tmp_path / "whole", config=config, weights=start)
-    go(tmp_path / "parts", config=config, weights=start, stop_after=4)
-    go(tmp_path / "parts", config=config, weights={name: tensor * 0 for name, tensor in start.items()})
+    go(tmp_path / "whole", config=config, start=start)
+    go(tmp_path / "parts", config=config, start=start, stop_after=4)
+    other = {name: tensor * 0 for name, tensor in weights.items()}
+    go(
+        tmp_path / "parts",
+        config=config,
+        start=replace(start, weights=other, provenance=Provenance(origin="me/there@2")),
+    )
+    for name in ("whole", "parts"):
+        assert read_provenance(final(tmp_path / name, 12)) == Provenance(12, average=True, start="me/there@1")
     ours, theirs = (read_snapshot(final(tmp_path / name, 12)) for name in ("parts", "whole"))
     assert differences(ours, theirs) == []
     assert json.loads((tmp_path / "parts" / "config.json").read_text())["from"] == "somewhere"

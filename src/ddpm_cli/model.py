@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from . import evaluate, generate
-from .checkpoint import MANIFEST, StoredModel, is_model_folder, newest, read_model, verify
+from .checkpoint import MANIFEST, Provenance, StoredModel, is_model_folder, newest, read_model, verify
 from .config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from .data import Images
 from .denoiser import Denoiser, choose_device, choose_precision
@@ -34,12 +34,12 @@ class Model:
 
     Args:
         source: what it was loaded from.
-        step: optimizer steps it was trained for, where known.
+        provenance: what is known of its past.
         precision: of its convolutions and matrix products, ``fp32`` or ``bf16``.
     """
 
     source: str
-    step: int | None
+    provenance: Provenance
     unet_config: UNetConfig
     diffusion_config: DiffusionConfig
     diffusion: Diffusion
@@ -55,7 +55,8 @@ class Model:
         """One line for people: images, parameters, training, diffusion, machine."""
         C, H, W = self.shape
         parameters = sum(p.numel() for p in self.denoiser.unet.parameters())
-        trained = "" if self.step is None else f", trained for {self.step} steps"
+        step = self.provenance.step
+        trained = "" if step is None else f", trained for {step} steps"
         c = self.diffusion_config
         return (
             f"{H}x{W}x{C}, {parameters / 1e6:.1f} M parameters{trained}; "
@@ -168,7 +169,7 @@ def load(spec: str | None = None, *, device: str = "auto", precision: str = "aut
     unet.eval().requires_grad_(False)
     return Model(
         source=stored.source,
-        step=stored.step,
+        provenance=stored.provenance,
         unet_config=stored.unet,
         diffusion_config=stored.diffusion,
         diffusion=Diffusion.from_config(stored.diffusion),
@@ -208,7 +209,8 @@ def read(spec: str) -> StoredModel:
     if (path / "checkpoints").is_dir():
         return _read_run(path, spec)
     if (path / MANIFEST).is_file():
-        return read_model(path, spec, verify(path))
+        verify(path)
+        return read_model(path, spec)
     if is_model_folder(path):
         return read_model(path, spec)
     raise InputError(
@@ -220,7 +222,7 @@ def _read_run(folder: Path, spec: str) -> StoredModel:
     """The newest checkpoint of a run; a trainer may retire one while it is read."""
     while (checkpoint := newest(folder)) is not None:
         try:
-            return read_model(checkpoint, spec, int(checkpoint.name.removeprefix("step-")))
+            return read_model(checkpoint, spec)
         except InputError:
             if checkpoint.exists():
                 raise

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import __version__, generate
-from .checkpoint import newest, publish, read_json, read_snapshot, run_lock
+from .checkpoint import StoredModel, newest, publish, read_json, read_provenance, read_snapshot, run_lock
 from .config import DiffusionConfig, TrainConfig, UNetConfig
 from .data import Images
 from .errors import ArgumentError, DiskError
@@ -98,13 +98,13 @@ def run(
     cadence: Cadence,
     images: Images,
     device: torch.device,
-    weights: dict[str, torch.Tensor] | None,
+    start: StoredModel | None,
     stop: threading.Event,
 ) -> Iterator[Progress]:
     """Train in a run folder, from its newest checkpoint if it has one, and leave a checkpoint of the last step.
 
     Args:
-        weights: what a new run starts from; None for random weights.
+        start: the model that a new run starts from; None for random weights.
         stop: set it to save and stop after the step under way.
 
     Yields:
@@ -127,8 +127,10 @@ def run(
                     f"{printable(latest)} is of another network or diffusion; use another folder with -o"
                 )
             training.restore(snapshot)
-        elif weights is not None:
-            training.start_from(weights)
+        elif start is not None:
+            training.start_from(start.weights)
+        # Which model that was, exactly: its name may have come to stand for another since.
+        began = read_provenance(latest).start if latest else start.identity if start else None
         if training.step < cadence.steps:
             # weights, average and two moments: better to know now than after the first hours
             need = 4 * sum(parameter.nbytes for parameter in training.parameters)
@@ -136,7 +138,7 @@ def run(
         write_file(folder / "config.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
         _forget_after(folder / "metrics.jsonl", training.step)
         yield Progress(training.step, advanced=False)
-        yield from _steps(folder, training, cadence, images, stop)
+        yield from _steps(folder, training, cadence, images, began, stop)
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:
@@ -180,7 +182,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 
 def _steps(
-    folder: Path, training: Training, cadence: Cadence, images: Images, stop: threading.Event
+    folder: Path, training: Training, cadence: Cadence, images: Images, began: str | None, stop: threading.Event
 ) -> Iterator[Progress]:
     deadline = None if cadence.max_time is None else time.monotonic() + cadence.max_time
     saved = training.step
@@ -191,7 +193,7 @@ def _steps(
         checkpoint = preview = None
         if _due(step, cadence.save_every):
             training.check()
-            checkpoint = publish(folder, training.snapshot(), keep=cadence.keep)
+            checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, start=began)
             saved = step
         if _due(step, cadence.sample_every):
             preview = _preview(folder, training)
@@ -200,7 +202,7 @@ def _steps(
             stop.set()
     if saved != training.step or saved == 0:
         training.check()
-        checkpoint = publish(folder, training.snapshot(), keep=cadence.keep)
+        checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, start=began)
         in_a_hurry = stop.is_set() and (deadline is None or time.monotonic() < deadline)  # a signal, not the clock
         missing = cadence.sample_every and not _due(training.step, cadence.sample_every)
         preview = _preview(folder, training) if missing and not in_a_hurry else None

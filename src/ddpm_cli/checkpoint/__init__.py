@@ -1,11 +1,12 @@
 """Checkpoints: the folder format that diffusers reads too, published whole or not at all."""
 
-from .layout import StoredModel, is_model_folder, read_json, read_model
-from .store import MANIFEST, MOMENTS, Snapshot, newest, publish, read_snapshot, run_lock, verify
+from .layout import Provenance, StoredModel, is_model_folder, read_json, read_model, read_provenance
+from .store import MANIFEST, MOMENTS, Snapshot, newest, publish, read_snapshot, run_lock, save_model, verify
 
 __all__ = [
     "MANIFEST",
     "MOMENTS",
+    "Provenance",
     "Snapshot",
     "StoredModel",
     "is_model_folder",
@@ -13,7 +14,9 @@ __all__ = [
     "publish",
     "read_json",
     "read_model",
+    "read_provenance",
     "read_snapshot",
     "run_lock",
+    "save_model",
     "verify",
 ]

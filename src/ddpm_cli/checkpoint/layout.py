@@ -9,11 +9,11 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import DiffusionConfig, UNetConfig
+from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from ..errors import InputError
 from ..files import printable
 from ..unet import build
@@ -22,7 +22,9 @@ from .weights import Tensors
 
 MAX_JSON_BYTES = 2**20
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-DOCUMENTS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
+NOTES = "ddpm.json"
+NOTES_SCHEMA = 1
+DOCUMENTS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", NOTES)
 DIFFUSERS_VERSION = "0.38.0"  # the oldest release that the files are checked with
 
 _SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
@@ -51,21 +53,54 @@ _IGNORED = (
 )
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of a model's past, which diffusers' files have no room for: the content of ddpm.json.
+
+    Args:
+        step: optimizer steps that it was trained for.
+        average: whether the weights are a moving average of those in training.
+        start: the model whose weights its training began from.
+        origin: where the model itself was before it came to lie where it is: ``user/repo@revision``, or the file that
+            it was converted from.
+
+    None stands for what is not known.
+    """
+
+    step: int | None = None
+    average: bool | None = None
+    start: str | None = None
+    origin: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, with the schema's version."""
+        return {"schema": NOTES_SCHEMA, **asdict(self)}
+
+
 @dataclass(frozen=True, eq=False)
 class StoredModel:
     """A network with its weights and the diffusion it was trained for, as a folder holds them.
 
     Args:
         weights: the state dict, float32 on the CPU.
-        source: where it came from, as the user named it.
-        step: optimizer steps that it was trained for; None if the folder does not say.
+        source: where it was found, as the user named it.
     """
 
     unet: UNetConfig
     diffusion: DiffusionConfig
     weights: Tensors
     source: str
-    step: int | None = None
+    provenance: Provenance = Provenance()
+
+    @property
+    def identity(self) -> str:
+        """A name by which others know the model; nothing of this machine's folders is in it."""
+        if self.provenance.origin is not None:
+            return self.provenance.origin
+        step = self.provenance.step
+        return (
+            self.source if self.source == BUILTIN_DIGITS else f"a local model{'' if step is None else f', step {step}'}"
+        )
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -73,7 +108,7 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / "unet" / "config.json").is_file() or (folder / "config.json").is_file()
 
 
-def read_model(folder: Path, source: str, step: int | None = None) -> StoredModel:
+def read_model(folder: Path, source: str) -> StoredModel:
     """Read a model from a folder of diffusers' layout, nested or flat.
 
     Raises:
@@ -88,11 +123,32 @@ def read_model(folder: Path, source: str, step: int | None = None) -> StoredMode
     file = unet_folder / WEIGHTS
     if not file.is_file() and (pickles := sorted(unet_folder.glob("*.bin"))):
         raise InputError(f"{printable(file)} is missing; {pickles[0].name} is a pickle, which is never read unasked")
-    return StoredModel(unet, diffusion, weights.read(file, _shapes(unet)), source, step)
+    return StoredModel(unet, diffusion, weights.read(file, _shapes(unet)), source, read_provenance(folder))
 
 
-def describe(unet: UNetConfig, diffusion: DiffusionConfig) -> dict[str, dict[str, Any]]:
-    """The JSON files of diffusers' layout, by path in the folder."""
+def read_provenance(folder: Path) -> Provenance:
+    """What a folder says of its model's past; nothing if it has no ddpm.json.
+
+    Raises:
+        InputError: the file is damaged, or of a later version of this program.
+    """
+    path = folder / NOTES
+    if not path.is_file():
+        return Provenance()
+    data = read_json(path)
+    types = {"step": int, "average": bool, "start": str, "origin": str}
+    known = data.pop("schema", None) == NOTES_SCHEMA and data.keys() <= types.keys()
+    if not known or any(value is not None and type(value) is not types[name] for name, value in data.items()):
+        raise InputError(
+            f"{printable(path)} is not of schema {NOTES_SCHEMA}; a later version of ddpm may have written it"
+        )
+    return Provenance(**data)
+
+
+def describe(
+    unet: UNetConfig, diffusion: DiffusionConfig, provenance: Provenance = Provenance()
+) -> dict[str, dict[str, Any]]:
+    """The JSON files of diffusers' layout, and our own, by path in the folder."""
     note = {"_diffusers_version": DIFFUSERS_VERSION}
     return {
         "model_index.json": {
@@ -115,6 +171,7 @@ def describe(unet: UNetConfig, diffusion: DiffusionConfig) -> dict[str, dict[str
             "clip_sample": diffusion.clip,
             "clip_sample_range": 1.0,
         },
+        NOTES: provenance.to_json(),
     }
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import filelock
 
 from ..config import DiffusionConfig, UNetConfig
-from ..errors import InputError, LockedError
+from ..errors import ArgumentError, DiskError, InputError, LockedError
 from ..files import disk_errors, printable, sync
 from . import weights
-from .layout import DOCUMENTS, WEIGHTS, describe, read_json, read_model
+from .layout import DOCUMENTS, WEIGHTS, Provenance, StoredModel, describe, read_json, read_model
 from .weights import Tensors
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,11 @@ class Snapshot:
     loss_count: int
 
 
-def publish(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
+def publish(run: Path, snapshot: Snapshot, *, keep: int, start: str | None = None) -> Path:
     """Write ``checkpoints/step-XXXXXXXX``, whole or not at all, then retire all but the ``keep`` newest valid ones.
+
+    Args:
+        start: the model whose weights the run began from.
 
     Returns:
         the checkpoint's folder. If a valid one of this step is there already, nothing is written.
@@ -69,17 +72,42 @@ def publish(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
         if _is_valid(final):
             return final
         _retire(final)
+    with _staged(final) as staged:
+        _write(staged, snapshot, start)
+    _prune(run, final, keep)
+    return final
+
+
+def save_model(folder: Path, model: StoredModel) -> None:
+    """Write a model into a new folder of diffusers' layout, whole or not at all.
+
+    Raises:
+        ArgumentError: there is something of that name already.
+        DiskError: the disk is full or refuses otherwise.
+    """
+    with disk_errors(folder):
+        if folder.exists() or folder.is_symlink():
+            raise ArgumentError(f"{printable(folder)} exists already; name another folder with -o")
+        if not folder.absolute().parent.is_dir():
+            raise DiskError(
+                f"cannot write {printable(folder)}: there is no folder {printable(folder.parent)}; make it first"
+            )
+    with _staged(folder) as staged:
+        _write_model(staged, model.unet, model.diffusion, model.weights, model.provenance)
+
+
+@contextlib.contextmanager
+def _staged(final: Path) -> Iterator[Path]:
+    """A folder to be filled, which then becomes ``final`` by one rename; nothing stays of it if anything fails."""
     staged = final.parent / f"{_STAGED}{final.name}-{os.getpid()}"
     with disk_errors(final):
         try:
-            _write(staged, snapshot)
+            yield staged
             staged.rename(final)
             sync(final.parent)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-    _prune(run, final, keep)
-    return final
 
 
 def newest(run: Path) -> Path | None:
@@ -201,14 +229,24 @@ def _remove_leftovers(run: Path) -> None:
                     leftover.unlink(missing_ok=True)
 
 
-def _write(staged: Path, snapshot: Snapshot) -> None:
-    state = {"step": snapshot.step, "loss_sum": snapshot.loss_sum, "loss_count": snapshot.loss_count}
-    documents = {**describe(snapshot.unet, snapshot.diffusion), _STATE: state}
-    for folder in ("unet", "scheduler", "train"):
+def _write_model(
+    staged: Path, unet: UNetConfig, diffusion: DiffusionConfig, tensors: Tensors, provenance: Provenance
+) -> None:
+    for folder in ("unet", "scheduler"):
         (staged / folder).mkdir(parents=True)
-    for name, document in documents.items():
+    for name, document in describe(unet, diffusion, provenance).items():
         _write_text(staged / name, json.dumps(document, indent=2) + "\n")
-    weights.write(staged / "unet" / WEIGHTS, snapshot.ema)
+    weights.write(staged / "unet" / WEIGHTS, tensors)
+    for folder in ("unet", "scheduler", "."):
+        sync(staged / folder)
+
+
+def _write(staged: Path, snapshot: Snapshot, start: str | None) -> None:
+    provenance = Provenance(snapshot.step, average=True, start=start)
+    _write_model(staged, snapshot.unet, snapshot.diffusion, snapshot.ema, provenance)
+    (staged / "train").mkdir()
+    state = {"step": snapshot.step, "loss_sum": snapshot.loss_sum, "loss_count": snapshot.loss_count}
+    _write_text(staged / _STATE, json.dumps(state, indent=2) + "\n")
     weights.write(staged / _MODEL, snapshot.weights)
     weights.write(staged / _OPTIMIZER, snapshot.optimizer)
     files = {
@@ -218,7 +256,7 @@ def _write(staged: Path, snapshot: Snapshot) -> None:
     }
     manifest = {"schema": SCHEMA, "step": snapshot.step, "files": files}
     _write_text(staged / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    for name in ("unet", "scheduler", "train", "."):
+    for name in ("train", "."):
         sync(staged / name)
 
 

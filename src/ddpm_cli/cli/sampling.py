@@ -37,10 +37,11 @@ def sample(
     """Make the images of a recipe; yields each path written, or the bytes that are meant for stdout."""
     _check(output, recipe, force)
     model = load(default_spec() if recipe.model is None else recipe.model, device=device, precision=recipe.precision)
-    if recipe.step is not None and recipe.step != model.step:
-        screen.warn(f"the recipe is of step {recipe.step} of {model.source}, which is now at {model.step}")
+    step = model.provenance.step
+    if recipe.step is not None and recipe.step != step:
+        screen.warn(f"the recipe is of step {recipe.step} of {model.source}, which is now at {step}")
     screen.say(f"model {model.source}: {model.describe()}")
-    recipe = recipe.overridden({"model": model.source, "step": model.step, "precision": model.denoiser.precision})
+    recipe = recipe.overridden({"model": model.source, "step": step, "precision": model.denoiser.precision})
     recipe.sampling.timesteps(model.diffusion)  # refuses too many steps before anything is written
     yield from _results(model, recipe, output, batch_size, screen)
 

@@ -57,7 +57,7 @@ class Job:
                 what.cadence,
                 images,
                 device,
-                start.weights if start else None,
+                start,
                 interruption.event,
             )
             last = self._follow(screen, progress, what)
