@@ -26,6 +26,7 @@ LAYERS = {
     "config": 0,
     "presets": 0,
     "files": 0,
+    "stage": 0,
     "diffusion": 1,
     "unet": 1,
     "pixels": 1,
@@ -74,7 +75,19 @@ HOMES = {
 }
 
 # Modules, or packages as a whole, that are imported without torch, so that the command line answers at once...
-WITHOUT_TORCH = {"errors", "config", "presets", "files", "pixels", "rng", "diffusion.schedule", "data", "ui", "cli"}
+WITHOUT_TORCH = {
+    "errors",
+    "config",
+    "presets",
+    "files",
+    "stage",
+    "pixels",
+    "rng",
+    "diffusion.schedule",
+    "data",
+    "ui",
+    "cli",
+}
 # ... except what a command imports only when it runs.
 WITH_TORCH = {"cli.sampling", "cli.training", "cli.measuring"}
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..stage import Stage
 from .find import builtin, find_source
 from .images import Images
 from .pack import pack
 from .source import ACCEPTED, Skip, Source
-from .stage import Stage
 from .survey import Spread, Survey, auto_channels, auto_size, scan
 
 __all__ = [

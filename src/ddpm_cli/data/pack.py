@@ -13,10 +13,10 @@ from typing import IO
 from ..errors import ArgumentError, DiskError
 from ..files import check_space, disk_errors
 from ..pixels import MAX_SIDE
+from ..stage import Stage, finished
 from . import cache
 from .images import MANIFEST, NAMES, PIXELS, SCHEMA, Images, digest_of, open_pack
 from .source import Chunk, Source, no_images
-from .stage import Stage, finished
 from .survey import Survey
 from .workers import Task, count_workers, run
 

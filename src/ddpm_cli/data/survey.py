@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from ..errors import DiskError
 from ..files import write_file
+from ..stage import Stage, finished
 from . import cache
 from .arrays import Array
 from .source import Skip, Source, no_images
-from .stage import Stage, finished
 from .workers import Reply, Task, count_workers, run
 
 
