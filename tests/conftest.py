@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ from nursery import Nursery
 # take ten times as long.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
+
+# Children inherit what is ignored, as a shell has it for what runs in its background; the tests send them signals.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGHUP else signal.default_int_handler)
 
 # A busy machine is no reason to fail; a failure prints what reproduces it.
 hypothesis.settings.register_profile("ddpm", deadline=None, print_blob=True)
