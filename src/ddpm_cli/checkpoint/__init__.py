@@ -1,7 +1,7 @@
 """Checkpoints: the folder format that diffusers reads too, published whole or not at all."""
 
 from .layout import Provenance, StoredModel, is_model_folder, read_json, read_model, read_provenance
-from .store import MANIFEST, MOMENTS, Snapshot, newest, publish, read_snapshot, run_lock, save_model, verify
+from .store import MANIFEST, MOMENTS, Snapshot, check_new, newest, publish, read_snapshot, run_lock, save_model, verify
 
 __all__ = [
     "MANIFEST",
@@ -9,6 +9,7 @@ __all__ = [
     "Provenance",
     "Snapshot",
     "StoredModel",
+    "check_new",
     "is_model_folder",
     "newest",
     "publish",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,11 +18,12 @@ from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from ..errors import InputError
 from ..files import printable
 from ..unet import build
-from . import weights
+from . import pickles, weights
 from .weights import Tensors
 
 MAX_JSON_BYTES = 2**20
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+PICKLED_WEIGHTS = "diffusion_pytorch_model.bin"
 NOTES = "ddpm.json"
 NOTES_SCHEMA = 1
 DOCUMENTS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", NOTES)
@@ -108,8 +110,11 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / "unet" / "config.json").is_file() or (folder / "config.json").is_file()
 
 
-def read_model(folder: Path, source: str) -> StoredModel:
+def read_model(folder: Path, source: str, *, unpickle: bool = False) -> StoredModel:
     """Read a model from a folder of diffusers' layout, nested or flat.
+
+    Args:
+        unpickle: read the weights of a folder that has them only as a pickle.
 
     Raises:
         InputError: a file is missing, damaged, or describes something that this project does not compute.
@@ -119,11 +124,27 @@ def read_model(folder: Path, source: str) -> StoredModel:
     scheduler_folder = folder / "scheduler" if nested else folder
     unet = _read_unet(unet_folder / "config.json")
     diffusion = _read_scheduler(scheduler_folder / "scheduler_config.json")
-    _check_match(unet_folder / "config.json", unet, diffusion)
+    check_match(printable(unet_folder / "config.json"), unet, diffusion)
+    file = weights_file(folder)
+    if file.name == WEIGHTS:
+        tensors = weights.read(file, shapes(unet))
+    elif unpickle:
+        tensors = pickles.read_state_dict(file, shapes(unet))
+    else:
+        name = printable(shlex.quote(str(folder)))
+        raise InputError(
+            f"{printable(unet_folder / WEIGHTS)} is missing; {printable(file.name)} is a pickle, which is never read "
+            f"unasked; turn it into a model with: ddpm convert --allow-pickle {name} -o OUT"
+        )
+    return StoredModel(unet, diffusion, tensors, source, read_provenance(folder))
+
+
+def weights_file(folder: Path) -> Path:
+    """The file with the weights of a folder of diffusers' layout: a pickle only where there is no other."""
+    unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     file = unet_folder / WEIGHTS
-    if not file.is_file() and (pickles := sorted(unet_folder.glob("*.bin"))):
-        raise InputError(f"{printable(file)} is missing; {pickles[0].name} is a pickle, which is never read unasked")
-    return StoredModel(unet, diffusion, weights.read(file, _shapes(unet)), source, read_provenance(folder))
+    others = [] if file.is_file() else [unet_folder / PICKLED_WEIGHTS, *sorted(unet_folder.glob("*.bin"))]
+    return next((other for other in others if other.is_file()), file)
 
 
 def read_provenance(folder: Path) -> Provenance:
@@ -197,7 +218,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _shapes(unet: UNetConfig) -> dict[str, tuple[int, ...]]:
+def shapes(unet: UNetConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a network's state dict; nothing is allocated to find out."""
     return {name: tuple(tensor.shape) for name, tensor in build(unet, "meta").state_dict().items()}
 
 
@@ -247,8 +269,8 @@ def _read_scheduler(path: Path) -> DiffusionConfig:
         raise InputError(f"{where}: {error}") from error
 
 
-def _check_match(path: Path, unet: UNetConfig, diffusion: DiffusionConfig) -> None:
-    where = printable(path)
+def check_match(where: str, unet: UNetConfig, diffusion: DiffusionConfig) -> None:
+    """Refuse a network that makes no images, or knows fewer steps than its diffusion has."""
     if unet.out_channels != unet.in_channels:
         raise InputError(f"{where}: out_channels is {unet.out_channels}; it must be in_channels, {unet.in_channels}")
     if unet.in_channels not in (1, 3, 4):

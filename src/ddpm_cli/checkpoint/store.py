@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import filelock
 
 from ..config import DiffusionConfig, UNetConfig
 from ..errors import ArgumentError, DiskError, InputError, LockedError
-from ..files import disk_errors, printable, sync
+from ..files import disk_errors, printable, sha256, sync
 from . import weights
 from .layout import DOCUMENTS, WEIGHTS, Provenance, StoredModel, describe, read_json, read_model
 from .weights import Tensors
@@ -85,6 +84,18 @@ def save_model(folder: Path, model: StoredModel) -> None:
         ArgumentError: there is something of that name already.
         DiskError: the disk is full or refuses otherwise.
     """
+    check_new(folder)
+    with _staged(folder) as staged:
+        _write_model(staged, model.unet, model.diffusion, model.weights, model.provenance)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder to be written that exists, or whose parent does not; called before the work that it is for.
+
+    Raises:
+        ArgumentError: there is something of that name already.
+        DiskError: it could not be written.
+    """
     with disk_errors(folder):
         if folder.exists() or folder.is_symlink():
             raise ArgumentError(f"{printable(folder)} exists already; name another folder with -o")
@@ -92,8 +103,6 @@ def save_model(folder: Path, model: StoredModel) -> None:
             raise DiskError(
                 f"cannot write {printable(folder)}: there is no folder {printable(folder.parent)}; make it first"
             )
-    with _staged(folder) as staged:
-        _write_model(staged, model.unet, model.diffusion, model.weights, model.provenance)
 
 
 @contextlib.contextmanager
@@ -250,7 +259,7 @@ def _write(staged: Path, snapshot: Snapshot, start: str | None) -> None:
     weights.write(staged / _MODEL, snapshot.weights)
     weights.write(staged / _OPTIMIZER, snapshot.optimizer)
     files = {
-        path.relative_to(staged).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(staged).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(staged.rglob("*"))
         if path.is_file()
     }
@@ -308,13 +317,8 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
     size = path.stat().st_size
     if size != expected.get("size"):
         raise InputError(f"{printable(path)} has {size} bytes; its manifest says {expected.get('size')}")
-    if _sha256(path) != expected.get("sha256"):
+    if sha256(path) != expected.get("sha256"):
         raise InputError(f"{printable(path)} was altered: its SHA-256 is not the manifest's")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _owner(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""safetensors files, read with suspicion and written so that they are on the disk when they are said to be."""
+"""State dicts: what a file must hold, and safetensors files, read with suspicion and written down to the disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import re
 import reprlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,25 @@ LEGACY_NAMES = {
     ".value.": ".to_v.",
     ".proj_attn.": ".to_out.0.",
 }
+# What diffusers' parts were called before its release 0.1.
+LEGACY_PARTS = {
+    "time_steps": "time_proj",
+    "downsample_blocks": "down_blocks",
+    "mid": "mid_block",
+    "upsample_blocks": "up_blocks",
+}
+LEGACY_DOWNSAMPLING = ".downsamplers.0.op."
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file says of a tensor: its dtype as safetensors names it, and its shape, neither of them checked yet."""
+
+    dtype: str
+    shape: object
 
 
 def read(path: Path, expected: Shapes) -> Tensors:
@@ -42,17 +59,55 @@ def read(path: Path, expected: Shapes) -> Tensors:
         InputError: the file is missing, cut, altered, or holds other tensors or numbers that are not finite; the
             message names the first such.
     """
-    where = printable(path)
-    names = {_modern(name): name for name in _check_header(path, expected)}
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(names[name]).float() for name in expected}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{where}: not a valid safetensors file ({printable(str(error))})") from error
+    return _load(path, check(printable(path), _read_entries(path), expected))
+
+
+def read_any(path: Path) -> Tensors:
+    """All tensors of a file as float32 on the CPU, whatever their names and shapes.
+
+    Raises:
+        InputError: as for `read`.
+    """
+    entries = _read_entries(path)
+    for name, entry in entries.items():
+        _check_dtype(printable(path), name, entry, FLOAT_DTYPES)
+    return _load(path, {name: name for name in entries})
+
+
+def check(
+    where: str, found: Mapping[str, Entry], expected: Shapes, dtypes: tuple[str, ...] = FLOAT_DTYPES
+) -> dict[str, str]:
+    """Compare what a file has with what a network needs; today's name of each tensor and its name in the file.
+
+    Args:
+        where: the file, for messages.
+
+    Raises:
+        InputError: a tensor is missing, one too many, or of another dtype or shape; the message names it.
+    """
+    names = _todays_names(where, found)
+    for name in expected:
+        if name not in names:
+            raise InputError(f"{where}: tensor {name} is missing ({len(expected)} are needed, {len(names)} are there)")
+    for name, old in names.items():
+        entry = found[old]
+        if name not in expected:
+            raise InputError(f"{where}: tensor {printable(name)[:100]} does not belong to this network")
+        _check_dtype(where, name, entry, dtypes)
+        if entry.shape != list(expected[name]):
+            raise InputError(
+                f"{where}: tensor {name} has shape {reprlib.repr(entry.shape)}, the network's is {list(expected[name])}"
+            )
+    return {name: names[name] for name in expected}
+
+
+def check_finite(where: str, tensors: Tensors) -> None:
+    """Refuse tensors with NaN or infinity in them."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise InputError(f"{where}: tensor {name} holds numbers that are not finite; its training had diverged")
-    return tensors
+            raise InputError(
+                f"{where}: tensor {printable(name)[:100]} holds numbers that are not finite; its training had diverged"
+            )
 
 
 def write(path: Path, tensors: Tensors) -> None:
@@ -75,27 +130,31 @@ def write(path: Path, tensors: Tensors) -> None:
         sync(path)
 
 
-def _check_header(path: Path, expected: Shapes) -> list[str]:
+def _load(path: Path, names: Mapping[str, str]) -> Tensors:
+    """The tensors of a checked file: ``names`` says for each new name the one in the file."""
     where = printable(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(old).float() for name, old in names.items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{where}: not a valid safetensors file ({printable(str(error))})") from error
+    check_finite(where, tensors)
+    return tensors
+
+
+def _check_dtype(where: str, name: str, entry: Entry, dtypes: tuple[str, ...]) -> None:
+    if entry.dtype not in dtypes:
+        raise InputError(
+            f"{where}: tensor {printable(name)[:100]} has dtype {printable(entry.dtype)[:20]}, none of "
+            f"{', '.join(dtypes)}"
+        )
+
+
+def _read_entries(path: Path) -> dict[str, Entry]:
     header = _read_header(path)
     header.pop("__metadata__", None)
-    found = {_modern(name): entry for name, entry in header.items()}
-    if len(found) != len(header):
-        raise InputError(f"{where}: a tensor is there under its old and its new name")
-    for name in expected:
-        if name not in found:
-            raise InputError(f"{where}: tensor {name} is missing ({len(expected)} are needed, {len(found)} are there)")
-    for name, entry in found.items():
-        if name not in expected:
-            raise InputError(f"{where}: tensor {printable(name)[:100]} does not belong to this network")
-        dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
-        if dtype not in FLOAT_DTYPES:
-            raise InputError(f"{where}: tensor {name} has dtype {printable(str(dtype))[:20]}, none of F32, F16, BF16")
-        if shape != list(expected[name]):
-            raise InputError(
-                f"{where}: tensor {name} has shape {reprlib.repr(shape)}, the network's is {list(expected[name])}"
-            )
-    return list(header)
+    entries = {name: entry if isinstance(entry, dict) else {} for name, entry in header.items()}
+    return {name: Entry(str(entry.get("dtype")), entry.get("shape")) for name, entry in entries.items()}
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -124,7 +183,25 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _todays_names(where: str, names: Iterable[str]) -> dict[str, str]:
+    """For each of today's names the name in the file."""
+    result: dict[str, str] = {}
+    present = set(names)
+    for name in names:
+        new = _modern(name)
+        # Early releases wrote this convolution twice, under both names.
+        if LEGACY_DOWNSAMPLING in name and name.replace(LEGACY_DOWNSAMPLING, ".downsamplers.0.conv.") in present:
+            continue
+        if new in result:
+            raise InputError(f"{where}: a tensor is there under its old and its new name")
+        result[new] = name
+    return result
+
+
 def _modern(name: str) -> str:
+    first, dot, rest = name.partition(".")
+    name = f"{LEGACY_PARTS.get(first, first)}{dot}{rest}"
+    name = name.replace(LEGACY_DOWNSAMPLING, ".downsamplers.0.conv.")
     if ".attentions." in name:
         for old, new in LEGACY_NAMES.items():
             name = name.replace(old, new)

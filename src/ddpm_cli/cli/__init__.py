@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "Make images from a model (Algorithm 2, or DDIM).",
     "noise": "Add the forward process's noise to an image (Eq. 2 and 4).",
     "eval-bpd": "Measure a model in bits/dim on images (Eq. 5).",
+    "convert": "Turn a checkpoint of another project into a model.",
 }
 
 EPILOG = """\b
