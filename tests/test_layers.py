@@ -45,6 +45,9 @@ LAYERS = {
     "recipe": 4,
     "plan": 4,
     "cost": 4,
+    "published": 4,
+    "info": 4,
+    "card": 4,
     "ui": 4,
     "api": 5,
     "cli": 5,
@@ -58,6 +61,7 @@ NEIGHBOURS = {
     "hub": {"checkpoint"},
     "plan": {"run"},  # a plan is a run that is not yet one
     "cost": {"plan", "run"},
+    "info": {"model", "published"},
 }
 
 # The one home of each outside library: modules, or packages as a whole; "" is ddpm_cli/__init__.py.
@@ -90,7 +94,7 @@ WITHOUT_TORCH = {
     "cli",
 }
 # ... except what a command imports only when it runs.
-WITH_TORCH = {"cli.sampling", "cli.training", "cli.measuring"}
+WITH_TORCH = {"cli.sampling", "cli.training", "cli.measuring", "cli.models", "cli.publishing"}
 
 # Exempt from the layers: the two doors, ``import ddpm_cli`` and ``python -m ddpm_cli``.
 DOORS = {"", "__main__"}

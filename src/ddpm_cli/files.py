@@ -25,6 +25,11 @@ _REASONS = {
 }
 
 
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether an error is one of those that `disk_errors` explains."""
+    return error.errno in _REASONS
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` inside into a `DiskError` (exit code 7) that names ``path`` and the reason."""

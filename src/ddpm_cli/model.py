@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,11 @@ from .errors import ArgumentError, InputError
 from .files import printable
 from .generate import Sampling
 from .pixels import Pixels
+from .stage import Stage, later
 from .unet import build
+
+if TYPE_CHECKING:
+    from .hub import Pulled
 
 BATCH_SIZE = 64
 
@@ -153,16 +157,22 @@ def load(spec: str | None = None, *, device: str = "auto", precision: str = "aut
     """Load a model.
 
     Args:
-        spec: a run folder, a checkpoint, any folder of diffusers' layout, or ``builtin:digits``. None stands for
-            ``$DDPM_MODEL``, else ``./ddpm-out`` if it is there, else ``builtin:digits``.
+        spec: a run folder, a checkpoint, any folder of diffusers' layout, a Hub's ``user/repo`` or
+            ``user/repo@revision``, or ``builtin:digits``. None stands for ``$DDPM_MODEL``, else ``./ddpm-out`` if it is
+            there, else ``builtin:digits``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``fp32`` or ``bf16``.
 
     Raises:
         InputError: there is no such model, or it is damaged.
+        HubError: the Hub does not deliver it.
         ArgumentError: there is no such device.
     """
-    stored = read(default_spec() if spec is None else spec)
+    return ready(find(default_spec() if spec is None else spec).result(), device=device, precision=precision)
+
+
+def ready(stored: StoredModel, *, device: str, precision: str) -> Model:
+    """A stored model on a device, to sample and measure with; arguments as those of `load`."""
     place = choose_device(device)
     unet = build(stored.unet, place)
     unet.load_state_dict(stored.weights)
@@ -190,27 +200,56 @@ def builtin_folder() -> Path:
     return Path(str(resources.files("ddpm_cli") / "builtin" / "digits"))
 
 
-def read(spec: str) -> StoredModel:
-    """Find and read the model that a user names; the EMA weights of the newest whole checkpoint of a run.
+def find(spec: str) -> Stage[StoredModel]:
+    """Find the model that a user names, to be read when the stage is run.
+
+    Of a run that is the moving average in its newest whole checkpoint. What is here wins over a repository of the Hub.
 
     Raises:
         InputError: it is not there, is no model, or is damaged.
+        HubError: the Hub does not deliver it.
     """
-    if spec == BUILTIN_DIGITS:
-        return read_model(builtin_folder(), spec)
     if not spec:
         raise InputError("the name of the model is empty; give a folder with -m, or leave it out")
-    path = Path(spec)
+    if spec == BUILTIN_DIGITS:
+        return later(f"reading {spec}", lambda: read_model(builtin_folder(), spec))
+    if Path(spec).exists():
+        return later(f"reading {printable(spec)}", lambda: _read_folder(Path(spec), spec))
+    from . import hub  # only where it is needed: the client alone takes a third of a second
+
+    if (name := hub.parse(spec)) is None:
+        raise InputError(
+            f"there is no model {printable(spec)}: no such folder, and it is not {BUILTIN_DIGITS} or user/repo of a Hub"
+        )
+    fetching = hub.fetch(name)
+
+    def work() -> Generator[int, None, StoredModel]:
+        yield from fetching
+        return read_pulled(fetching.result(), spec)
+
+    return Stage(fetching.label, fetching.total, work())
+
+
+def read_pulled(pulled: Pulled, source: str) -> StoredModel:
+    """Read a model that was fetched from the Hub.
+
+    Raises:
+        InputError: it is damaged, or no model that is read here.
+    """
+    stored = read_model(pulled.folder, source)
+    earlier = stored.provenance.origin
+    origin = pulled.origin if earlier is None else f"{pulled.origin} ({earlier})"
+    return replace(stored, provenance=replace(stored.provenance, origin=origin))
+
+
+def _read_folder(path: Path, spec: str) -> StoredModel:
     name = printable(spec)
-    if not path.exists():
-        raise InputError(f"there is no model {name}: no such folder, and it is not {BUILTIN_DIGITS}")
     if not path.is_dir():
         raise InputError(f"{name} is a file; a model is a folder: a run, a checkpoint, or diffusers' layout")
     if (path / "checkpoints").is_dir():
         return _read_run(path, spec)
     if (path / MANIFEST).is_file():
         verify(path)
-        return read_model(path, spec)
     if is_model_folder(path):
         return read_model(path, spec)
     raise InputError(

@@ -16,6 +16,8 @@ from . import __version__, generate
 from .checkpoint import StoredModel, newest, publish, read_json, read_provenance, read_snapshot, run_lock
 from .config import DiffusionConfig, TrainConfig, UNetConfig
 from .data import Images
+from .denoiser import Denoiser
+from .diffusion.process import Diffusion
 from .errors import ArgumentError, DiskError
 from .files import check_space, disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
@@ -211,18 +213,20 @@ def _steps(
 
 def _preview(folder: Path, training: Training) -> Path:
     """A grid of images on fixed seeds, from the moving average."""
-    height, width = training.unet.config.size
-    shape = training.unet.config.in_channels, height, width
-    steps = generate.chain(
-        training.denoiser, training.diffusion, PREVIEW_SAMPLING, shape, range(PREVIEWS), training.device
-    )
-    rows, columns = grid_shape(PREVIEWS)
-    sheet = grid(generate.pixels_of(generate.last(steps).x_t), rows, columns, scale=sheet_scale((height, width)))
     path = folder / "samples" / f"step-{training.step:08d}.png"
     with disk_errors(path):
         path.parent.mkdir(exist_ok=True)
-    write_file(path, encode_png(to_image(sheet)))
+    write_file(path, preview(training.denoiser, training.diffusion, training.unet.config, training.device))
     return path
+
+
+def preview(denoiser: Denoiser, d: Diffusion, unet: UNetConfig, device: torch.device) -> bytes:
+    """A PNG of a few images of seed 0 on a sheet, by a quick sampler."""
+    height, width = unet.size
+    steps = generate.chain(denoiser, d, PREVIEW_SAMPLING, (unet.in_channels, height, width), range(PREVIEWS), device)
+    rows, columns = grid_shape(PREVIEWS)
+    images = generate.pixels_of(generate.last(steps).x_t)
+    return encode_png(to_image(grid(images, rows, columns, scale=sheet_scale((height, width)))))
 
 
 def _append(metrics: Path, report: StepReport) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -44,11 +44,16 @@ class Stage(Generic[T]):
         return self._result
 
 
-def finished(label: str, result: T) -> Stage[T]:
-    """A stage whose result was there already."""
+def later(label: str, work: Callable[[], T]) -> Stage[T]:
+    """A stage of work that is too short to be shown, done when its result is asked for."""
 
-    def work() -> Generator[int, None, T]:
-        return result
+    def run() -> Generator[int, None, T]:
+        return work()
         yield 0
 
-    return Stage(label, 0, work())
+    return Stage(label, 0, run())
+
+
+def finished(label: str, result: T) -> Stage[T]:
+    """A stage whose result was there already."""
+    return later(label, lambda: result)

@@ -1,16 +1,35 @@
 """Checkpoints: the folder format that diffusers reads too, published whole or not at all."""
 
-from .layout import Provenance, StoredModel, is_model_folder, read_json, read_model, read_provenance
+from .layout import (
+    MAX_JSON_BYTES,
+    NOTES,
+    PICKLED_WEIGHTS,
+    WEIGHTS,
+    Provenance,
+    StoredModel,
+    is_model_folder,
+    keep_as_safetensors,
+    largest_weights,
+    read_json,
+    read_model,
+    read_provenance,
+)
 from .store import MANIFEST, MOMENTS, Snapshot, check_new, newest, publish, read_snapshot, run_lock, save_model, verify
 
 __all__ = [
     "MANIFEST",
+    "MAX_JSON_BYTES",
     "MOMENTS",
+    "NOTES",
+    "PICKLED_WEIGHTS",
+    "WEIGHTS",
     "Provenance",
     "Snapshot",
     "StoredModel",
     "check_new",
     "is_model_folder",
+    "keep_as_safetensors",
+    "largest_weights",
     "newest",
     "publish",
     "read_json",

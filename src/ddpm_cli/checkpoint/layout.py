@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import reprlib
 import shlex
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from ..errors import InputError
-from ..files import printable
+from ..files import disk_errors, printable
 from ..unet import build
 from . import pickles, weights
 from .weights import Tensors
@@ -86,6 +87,7 @@ class StoredModel:
     Args:
         weights: the state dict, float32 on the CPU.
         source: where it was found, as the user named it.
+        folder: where its files lie; None if it was only made.
     """
 
     unet: UNetConfig
@@ -93,6 +95,7 @@ class StoredModel:
     weights: Tensors
     source: str
     provenance: Provenance = Provenance()
+    folder: Path | None = None
 
     @property
     def identity(self) -> str:
@@ -119,12 +122,7 @@ def read_model(folder: Path, source: str, *, unpickle: bool = False) -> StoredMo
     Raises:
         InputError: a file is missing, damaged, or describes something that this project does not compute.
     """
-    nested = (folder / "unet" / "config.json").is_file()
-    unet_folder = folder / "unet" if nested else folder
-    scheduler_folder = folder / "scheduler" if nested else folder
-    unet = _read_unet(unet_folder / "config.json")
-    diffusion = _read_scheduler(scheduler_folder / "scheduler_config.json")
-    check_match(printable(unet_folder / "config.json"), unet, diffusion)
+    unet, diffusion = _read_configurations(folder)
     file = weights_file(folder)
     if file.name == WEIGHTS:
         tensors = weights.read(file, shapes(unet))
@@ -133,18 +131,49 @@ def read_model(folder: Path, source: str, *, unpickle: bool = False) -> StoredMo
     else:
         name = printable(shlex.quote(str(folder)))
         raise InputError(
-            f"{printable(unet_folder / WEIGHTS)} is missing; {printable(file.name)} is a pickle, which is never read "
+            f"{printable(file.with_name(WEIGHTS))} is missing; {printable(file.name)} is a pickle, which is never read "
             f"unasked; turn it into a model with: ddpm convert --allow-pickle {name} -o OUT"
         )
-    return StoredModel(unet, diffusion, tensors, source, read_provenance(folder))
+    return StoredModel(unet, diffusion, tensors, source, read_provenance(folder), folder)
 
 
 def weights_file(folder: Path) -> Path:
     """The file with the weights of a folder of diffusers' layout: a pickle only where there is no other."""
-    unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    unet_folder = _unet_folder(folder)
     file = unet_folder / WEIGHTS
     others = [] if file.is_file() else [unet_folder / PICKLED_WEIGHTS, *sorted(unet_folder.glob("*.bin"))]
     return next((other for other in others if other.is_file()), file)
+
+
+def keep_as_safetensors(folder: Path) -> None:
+    """Read the weights of a folder that has them only as a pickle, with care, and put a safetensors file beside it.
+
+    Raises:
+        InputError: it holds anything but the tensors that the folder's configuration asks for.
+        DiskError: the folder cannot be written.
+    """
+    tensors = read_model(folder, str(folder), unpickle=True).weights
+    file = weights_file(folder).with_name(WEIGHTS)
+    staged = file.with_name(f".tmp-{os.getpid()}-{WEIGHTS}")
+    with disk_errors(file):
+        try:
+            weights.write(staged, tensors)
+            staged.replace(file)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def _unet_folder(folder: Path) -> Path:
+    """Where the network's files are: in ``unet/`` of the nested layout, in the folder itself of the flat one."""
+    return folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+
+
+def _read_configurations(folder: Path) -> tuple[UNetConfig, DiffusionConfig]:
+    unet_folder = _unet_folder(folder)
+    unet = _read_unet(unet_folder / "config.json")
+    diffusion = _read_scheduler((folder if unet_folder == folder else folder / "scheduler") / "scheduler_config.json")
+    check_match(printable(unet_folder / "config.json"), unet, diffusion)
+    return unet, diffusion
 
 
 def read_provenance(folder: Path) -> Provenance:
@@ -164,6 +193,16 @@ def read_provenance(folder: Path) -> Provenance:
             f"{printable(path)} is not of schema {NOTES_SCHEMA}; a later version of ddpm may have written it"
         )
     return Provenance(**data)
+
+
+def largest_weights(folder: Path) -> int:
+    """Bytes that the weights file of a folder's network can have at most: up to 8 a number, and names.
+
+    Raises:
+        InputError: a configuration is missing, damaged, or describes something that this project does not compute.
+    """
+    unet, _ = _read_configurations(folder)
+    return 8 * sum(math.prod(shape) for shape in shapes(unet).values()) + weights.MAX_HEADER_BYTES
 
 
 def describe(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from ..data import Images, Stage, Survey, auto_channels, auto_size, find_source, pack, scan
-from ..ui.console import Screen, plural
-
-T = TypeVar("T")
+from ..data import Images, Survey, auto_channels, auto_size, find_source, pack, scan
+from ..ui.console import Screen, plural, shown
 
 
 def open_images(name: str, screen: Screen, *, size: tuple[int, int] | None, channels: int | None, limit: int) -> Images:
@@ -18,21 +14,14 @@ def open_images(name: str, screen: Screen, *, size: tuple[int, int] | None, chan
         channels: 1, 3 or 4; None chooses.
     """
     source = find_source(name)
-    survey = _shown(scan(source), screen)
-    images = _shown(pack(source, survey, size or auto_size(survey, limit), channels or auto_channels(survey)), screen)
+    survey = shown(scan(source), screen)
+    images = shown(pack(source, survey, size or auto_size(survey, limit), channels or auto_channels(survey)), screen)
     screen.say(_account(name, survey, len(images)))
     for skip in images.skipped:
         screen.warn(str(skip))
     for note, count in images.notes:
         screen.say(f"{count:,} of the images: {note}")
     return images
-
-
-def _shown(stage: Stage[T], screen: Screen) -> T:
-    if stage.total:
-        for _ in screen.progress(stage, stage.total, stage.label, amount=lambda done: done):
-            pass
-    return stage.result()
 
 
 def _account(name: str, survey: Survey, usable: int) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..evaluate import Bound, gather, prior
-from ..model import default_spec, load
 from ..ui.console import Screen, as_json, plural
 from .images import open_images
+from .models import open_model
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def measure(
     precision: str,
 ) -> Measurement:
     """The bound of the first ``limit`` images of a source, each term of each image once."""
-    model = load(default_spec() if spec is None else spec, device=device, precision=precision)
-    screen.say(f"model {model.source}: {model.describe()}")
+    model = open_model(spec, screen, device=device, precision=precision)
     channels, height, width = model.shape
     images = open_images(source, screen, size=(height, width), channels=channels, limit=0)
     n, T = min(limit or len(images), len(images)), model.diffusion.schedule.T

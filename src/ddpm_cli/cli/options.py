@@ -94,7 +94,8 @@ def model_option(command: F) -> F:
         "-m",
         "--model",
         metavar="MODEL",
-        help="A run folder, a checkpoint, a folder of diffusers' layout, or builtin:digits.  "
+        help="A run folder, a checkpoint, a folder of diffusers' layout, user/repo[@revision] of a Hub, or "
+        "builtin:digits.  "
         "[default: $DDPM_MODEL, else ./ddpm-out if it is there, else builtin:digits]",
     )(command)
 

@@ -14,11 +14,12 @@ from .. import generate
 from ..errors import ArgumentError
 from ..files import check_output, disk_errors, printable, write_file
 from ..generate import pixels_of
-from ..model import Model, default_spec, load
+from ..model import Model
 from ..pixels import Pixels, encode_png, grid, sheet_scale, to_image
 from ..recipe import Recipe
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, chain_frames, encode, encode_animation
+from .models import open_model
 from .options import refuse_terminal
 
 
@@ -36,11 +37,10 @@ def sample(
 ) -> Iterator[Path | bytes]:
     """Make the images of a recipe; yields each path written, or the bytes that are meant for stdout."""
     _check(output, recipe, force)
-    model = load(default_spec() if recipe.model is None else recipe.model, device=device, precision=recipe.precision)
+    model = open_model(recipe.model, screen, device=device, precision=recipe.precision)
     step = model.provenance.step
     if recipe.step is not None and recipe.step != step:
         screen.warn(f"the recipe is of step {recipe.step} of {model.source}, which is now at {step}")
-    screen.say(f"model {model.source}: {model.describe()}")
     recipe = recipe.overridden({"model": model.source, "step": step, "precision": model.denoiser.precision})
     recipe.sampling.timesteps(model.diffusion)  # refuses too many steps before anything is written
     yield from _results(model, recipe, output, batch_size, screen)

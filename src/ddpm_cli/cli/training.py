@@ -16,11 +16,11 @@ from ..checkpoint import StoredModel, newest
 from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
-from ..model import read
 from ..plan import Plan, TrainOptions, plan
 from ..run import Progress, check_folder, run
 from ..ui.console import Screen, as_json, duration, plural, size
 from .images import open_images
+from .models import find_model
 from .options import put_text
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,7 +41,7 @@ class Job:
     def run(self, screen: Screen, *, dry_run: bool, as_json: bool) -> int:
         """Do it; returns the exit code: 0, or 128 + the signal that stopped it after a clean save."""
         device = choose_device(self.device)
-        start = read(self.start) if self.start else None
+        start = find_model(self.start, screen) if self.start else None
         images = self._open(screen, start, device.type)
         what = plan(self.options, self.images, images.shape, images.digest, start, device)
         check_folder(self.folder, what.config)

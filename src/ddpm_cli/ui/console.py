@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from ..files import printable
+from ..stage import Stage
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
+T = TypeVar("T")
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -44,9 +46,8 @@ class Screen:
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
         """Names and values, aligned."""
-        width = max((len(name) for name, _ in rows), default=0)
-        for name, value in rows:
-            self.say(f"  {name:<{width}}  {value}")
+        for line in aligned(rows):
+            self.say(f"  {line}")
 
     def progress(
         self,
@@ -70,6 +71,20 @@ class Screen:
             yield from _bar(items, total, label, start, amount, note)
         else:
             yield from _lines(items, total, label, start, amount, note)
+
+
+def shown(stage: Stage[T], screen: Screen) -> T:
+    """The result of a stage, whose work is done now and shown."""
+    if stage.total:
+        for _ in screen.progress(stage, stage.total, stage.label, amount=lambda done: done):
+            pass
+    return stage.result()
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Names and values as lines."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"{name:<{width}}  {printable(value)}" for name, value in rows]
 
 
 def log_to(screen: Screen) -> None:

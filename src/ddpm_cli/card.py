@@ -1,0 +1,160 @@
+"""The page that goes with a published model: what it is, how it was made, how to use it. No path is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import StoredModel, read_json
+from .errors import InputError
+from .files import printable
+from .unet import parameter_count
+
+PICTURE = "samples.png"
+COLOURS = {1: "grey", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the card says of the run that a model is from.
+
+    Args:
+        images: how many it was trained on.
+        settings: names and values, for people.
+    """
+
+    images: int
+    settings: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def read(cls, run: Path) -> RunFacts | None:
+        """From a run folder's config.json; None if there is none, or one that is not understood."""
+        try:
+            config = read_json(run / "config.json")
+            train = config["train"]
+            flips = "mirrored at random" if train["flip"] else "not mirrored"
+            average = f"{train['ema']:g}{', warmed up' if train['ema_warmup'] else ''}"
+            return cls(
+                images=int(config["data"]["shape"][0]),
+                settings=(
+                    ("batch", f"{train['batch_size']:d} images, {flips}"),
+                    ("learning rate", f"{train['lr']:g} after {train['warmup']:d} steps of warm-up, Adam"),
+                    ("moving average", average),
+                    ("gradient clipped at", f"{train['grad_clip']:g}"),
+                    ("precision", str(train["precision"])),
+                ),
+            )
+        except (InputError, KeyError, TypeError, ValueError, IndexError):
+            return None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What ``ddpm eval-bpd --json`` found.
+
+    Args:
+        bits_per_dim: the variational bound; ``stderr`` its standard error over ``images`` images.
+    """
+
+    bits_per_dim: float
+    stderr: float | None
+    images: int
+
+    @classmethod
+    def read(cls, path: Path) -> Measured:
+        """From the file that the command's output went to.
+
+        Raises:
+            InputError: it is not that.
+        """
+        data = read_json(path)
+        try:
+            stderr = data["stderr"]
+            return cls(float(data["bits_per_dim"]), None if stderr is None else float(stderr), int(data["images"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{printable(path)} is not what ddpm eval-bpd --json prints") from error
+
+
+def card(repo: str, stored: StoredModel, run: RunFacts | None, measured: Measured | None) -> str:
+    """README.md for a repository, with the front matter that the Hub reads."""
+    name = repo.partition("/")[2]
+    tags = ["ddpm", "diffusion", "unconditional-image-generation"]
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: unconditional-image-generation",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        "A Denoising Diffusion Probabilistic Model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239)), "
+        "published with `ddpm push`.",
+        "",
+        f"![Samples of the model]({PICTURE})",
+        "",
+        "## The model",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in _facts(stored, run, measured)),
+        "",
+        "## To use it",
+        "",
+        "With [ddpm](https://pypi.org/project/ddpm-cli/):",
+        "",
+        "```sh",
+        "pip install ddpm-cli",
+        f"ddpm sample -m {repo} -n 64 -o grid.png",
+        "```",
+        "",
+        "With diffusers:",
+        "",
+        "```python",
+        "from diffusers import DDPMPipeline",
+        "",
+        f'pipeline = DDPMPipeline.from_pretrained("{repo}")',
+        "image = pipeline().images[0]",
+        "```",
+        "",
+        "## Licence",
+        "",
+        "Not stated yet. Whoever published this model may add a `license:` to the front matter of this page.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _facts(stored: StoredModel, run: RunFacts | None, measured: Measured | None) -> list[tuple[str, str]]:
+    unet, d, past = stored.unet, stored.diffusion, stored.provenance
+    height, width = unet.size
+    facts = [
+        ("images", f"{height}x{width}, {COLOURS[unet.in_channels]}"),
+        ("network", f"U-Net, channels {', '.join(map(str, unet.block_out_channels))}"),
+        ("parameters", f"{parameter_count(unet):,}"),
+        ("diffusion", f"T = {d.timesteps}, {d.schedule} schedule, predicts {d.predict}, {d.variance} variance"),
+        ("trained for", None if past.step is None else f"{past.step:,} steps"),
+        ("trained on", run and f"{run.images:,} images"),
+        ("started from", past.start),
+        ("origin", past.origin),
+        ("weights", {True: "moving average", False: "raw", None: None}[past.average]),
+        *(run.settings if run else ()),
+        ("bits/dim", measured and _bits(measured)),
+    ]
+    return [(key, printable(value)) for key, value in facts if value]
+
+
+def _bits(measured: Measured) -> str:
+    spread = "" if measured.stderr is None else f" ± {measured.stderr:.4f}"
+    return f"{measured.bits_per_dim:.4f}{spread} (variational bound, {measured.images:,} images)"
+
+
+def files(folder: Path, text: str, picture: bytes) -> Mapping[str, Path | bytes]:
+    """What is published, by its path in the repository: a model's folder, its card, and its picture."""
+    model: dict[str, Any] = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    return {**model, "README.md": text.encode(), PICTURE: picture}

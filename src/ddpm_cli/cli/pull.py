@@ -1,0 +1,47 @@
+"""``ddpm pull``: a model from the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import Command, PathType, put, verbosity_options
+
+EPILOG = """\b
+Examples:
+  ddpm pull google/ddpm-cifar10-32                   into the Hub's own cache, for -m google/ddpm-cifar10-32
+  ddpm pull google/ddpm-cat-256 -o cat               into a folder
+  ddpm pull someone/model --revision v1.0
+  ddpm pull --allow-pickle someone/old-model         if its weights are only there as a pickle
+"""
+
+
+@click.command("pull", cls=Command, epilog=EPILOG)
+@click.argument("repo", metavar="REPO")
+@click.option("--revision", help="A branch, tag or commit.  [default: the main branch]")
+@click.option("-o", "--output", type=PathType(), help="A new folder for the model.  [default: only the cache]")
+@click.option("--allow-pickle", is_flag=True, help="Read weights that are a pickle, and keep them as safetensors.")
+@verbosity_options
+def command(repo: str, revision: str | None, output: Path | None, allow_pickle: bool, verbosity: int) -> None:
+    """Fetch a model from the Hub, check it, and print the folder that it is in.
+
+    REPO is user/repo or user/repo@revision. Only the files that are needed are fetched, and each is compared with the
+    digest that the Hub lists. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+    """
+    from .. import hub
+    from ..checkpoint import check_new, save_model
+    from ..model import read_pulled
+    from ..ui.console import Screen, log_to, shown
+
+    screen = Screen(verbosity)
+    log_to(screen)
+    if output is not None:
+        check_new(output)
+    name = hub.require(repo, revision)
+    pulled = shown(hub.fetch(name, pickles=allow_pickle), screen)
+    stored = read_pulled(pulled, str(name))
+    screen.say(f"{stored.identity}: whole, and a model that can be used as -m {name}")
+    if output is not None:
+        save_model(output, stored)
+    put(output or pulled.folder)

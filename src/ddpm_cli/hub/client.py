@@ -1,0 +1,184 @@
+"""The Hub's client: who is asked for what, an end to all waiting, and one sentence for each way in which it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+from huggingface_hub import constants, errors
+from huggingface_hub.utils import logging
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from ..errors import ArgumentError, DdpmError, HubError
+from ..files import disk_errors, is_of_the_disk, printable
+
+REQUEST_SECONDS = 10.0  # without an answer, or without another byte of one
+LONGEST_WAIT = 8  # seconds, whatever a server asks for; the client tries six times
+
+WAITS = (1.0, 2.0, 4.0)  # seconds before it is asked again
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,250}", re.ASCII)
+_ETAG = re.compile(r"[\w+=.-]{1,250}", re.ASCII)
+_HTTPError: type[Exception] = errors.HfHubHTTPError.__mro__[1]  # of whichever HTTP library the client is built on
+
+
+class UnreachableError(HubError):
+    """The Hub gave no answer, or none that says anything about what was asked for."""
+
+
+class BusyError(UnreachableError):
+    """The Hub said that it cannot answer now."""
+
+
+@dataclass(frozen=True)
+class RepoName:
+    """A repository and which state of it.
+
+    Args:
+        repo: ``user/repo``.
+        revision: a branch, tag or commit; None for the main branch.
+    """
+
+    repo: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+def parse(spec: str) -> RepoName | None:
+    """``user/repo`` or ``user/repo@revision`` as a repository; None if it has another form."""
+    repo, _, revision = spec.partition("@")
+    if not _NAME.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
+        return None
+    if "@" in spec and not _REVISION.fullmatch(revision):
+        return None
+    return RepoName(repo, revision or None)
+
+
+def require(spec: str, revision: str | None = None) -> RepoName:
+    """The repository that a user names.
+
+    Raises:
+        ArgumentError: it is no repository's name, or the revision none.
+    """
+    name = parse(spec if revision is None else f"{spec}@{revision}")
+    if name is None:
+        raise ArgumentError(f"{printable(spec)} is no repository; give user/repo or user/repo@revision")
+    return name
+
+
+@functools.cache
+def api() -> huggingface_hub.HfApi:
+    """The client, which from then on waits for nothing longer than it should, in this whole process."""
+    # Its warnings and bars are for people who use it directly; here errors end in one sentence.
+    disable_progress_bars()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    base = huggingface_hub.get_session()
+    hooks = {"request": base.event_hooks["request"], "response": [*base.event_hooks["response"], _guard]}
+    client: Any = type(base)
+    huggingface_hub.set_client_factory(
+        lambda: client(event_hooks=hooks, follow_redirects=True, timeout=REQUEST_SECONDS)
+    )
+    return huggingface_hub.HfApi(library_name="ddpm")
+
+
+@contextlib.contextmanager
+def hub_errors(name: RepoName | str) -> Iterator[None]:
+    """Turn whatever the client raises into a `HubError`, or a `DiskError` where the disk refused.
+
+    Args:
+        name: what was asked for.
+    """
+    try:
+        yield
+    except DdpmError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and is_of_the_disk(error):
+            with disk_errors(Path(constants.HF_HUB_CACHE)):
+                raise
+        raise _explained(error, str(name)) from error
+
+
+def patiently(name: RepoName | str, ask: Callable[[], T]) -> T:
+    """What the Hub answers, asked again a little later where it says that it cannot answer now."""
+    for wait in WAITS:
+        try:
+            with hub_errors(name):
+                return ask()
+        except BusyError:
+            time.sleep(wait)
+    with hub_errors(name):
+        return ask()
+
+
+def _explained(error: Exception, name: str) -> HubError:
+    """The error as one sentence. The client wraps errors in others, the innermost known one says what happened."""
+    host = constants.ENDPOINT
+    known = [*_chain(error)]
+    for cause in known:
+        if isinstance(cause, errors.GatedRepoError):
+            return HubError(f"{name} is gated: ask for access on {host}/{name.partition('@')[0]}, and set HF_TOKEN")
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            return HubError(f"{host} has no model {name}, or it is private: check the name, or set HF_TOKEN")
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return HubError(f"{name}: the repository has no such revision; name a branch, a tag or a commit")
+        if isinstance(cause, errors.RemoteEntryNotFoundError):
+            return HubError(f"{name}: a file that was listed is not there; try again")
+    for cause in known:
+        if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
+            return _answered(cause.response.status_code, host, name)
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return UnreachableError(f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it")
+        if isinstance(cause, _HTTPError):
+            kind = type(cause).__name__
+            slow = f"no answer within {REQUEST_SECONDS:g} s" if "Timeout" in kind else printable(str(cause) or kind)
+            return UnreachableError(
+                f"{host} cannot be reached for {name}: {slow[:200]}; check the network and HF_ENDPOINT"
+            )
+    return UnreachableError(
+        f"{host} answered in a way that is not the Hub's ({type(error).__name__}: {printable(str(error))[:160]}); "
+        "is HF_ENDPOINT right, or a login page in between?"
+    )
+
+
+def _answered(status: int, host: str, name: str) -> HubError:
+    if status == 401:
+        return HubError(f"{host} does not accept the token for {name} (401); check HF_TOKEN")
+    if status == 403:
+        return HubError(f"{host} forbids access to {name} (403); check what HF_TOKEN may do")
+    if status == 429:
+        return BusyError(f"{host} asks to slow down (429); try {name} again later, or set HF_TOKEN")
+    if status >= 500:
+        return BusyError(f"{host} has trouble of its own ({status}); try {name} again later")
+    return HubError(f"{host} refuses the request for {name} ({status})")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _guard(response: Any) -> None:
+    """See each answer before the client does: no long waiting, and no name that would lead out of the cache."""
+    for header in ("ratelimit", "ratelimit-policy"):
+        response.headers.pop(header, None)
+    wait = response.headers.get("retry-after")
+    if wait is not None and wait not in map(str, range(LONGEST_WAIT)):
+        response.headers["retry-after"] = str(LONGEST_WAIT)
+    for header in ("etag", "x-linked-etag") if response.request.method == "HEAD" else ():  # which become names of files
+        etag = response.headers.get(header)
+        if etag is not None and not _ETAG.fullmatch(etag.removeprefix("W/").strip('"')):
+            raise HubError(f"{constants.ENDPOINT} sends an ETag that is none: {printable(etag)[:80]}")

@@ -1,0 +1,552 @@
+"""Models of the Hub, pulled from one on the loopback interface and pushed to it, as processes.
+
+Each process reads the Hub's address from its environment, as a user's does.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from conftest import Ddpm, Finished
+from ddpm_cli.checkpoint import read_model
+from ddpm_cli.checkpoint.layout import WEIGHTS
+from ddpm_cli.config import UNetConfig
+from ddpm_cli.hub.client import LONGEST_WAIT, RepoName, parse
+from ddpm_cli.unet import UNet, build
+from hub_server import Answer, HubServer, Repository, as_json, refusal, run_without_sockets, serving
+from models import GOOGLE_256, GOOGLE_CIFAR10, random_unet, tiny, write_model
+from nursery import Nursery, wait_until
+from test_checkpoint import HUB_SCHEDULER, old_name
+
+NESTED = f"unet/{WEIGHTS}"
+COMMIT = r"[0-9a-f]{40}"
+CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with serving() as hub:
+        yield hub
+
+
+class Call(Protocol):
+    def __call__(self, *args: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> Finished: ...
+
+
+def environment(server: HubServer) -> dict[str, str]:
+    """What points the client to a server, and makes it give up soon."""
+    return {
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+@pytest.fixture
+def call(ddpm: Ddpm, server: HubServer) -> Call:
+    """``ddpm`` as a process that knows the server."""
+
+    def run(*args: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> Finished:
+        return ddpm(*args, env=environment(server) | (env or {}), timeout=timeout)
+
+    return run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def repository(server: HubServer, tmp_path: Path) -> Repository:
+    """u/m, a small model of the nested layout."""
+    return server.put("u/m", content(write_model(tmp_path / "m", random_unet(tiny(), 1))))
+
+
+def hub_files(config: Mapping[str, Any], unet: UNet) -> dict[str, bytes]:
+    """A repository of the flat layout, with the names that attention had."""
+    weights = {old_name(name): tensor.contiguous() for name, tensor in unet.state_dict().items()}
+    return {
+        "config.json": json.dumps(config).encode(),
+        "scheduler_config.json": json.dumps(HUB_SCHEDULER).encode(),
+        WEIGHTS: save(weights),
+        "README.md": b"not fetched",
+    }
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_repositories() -> None:
+    assert parse("google/ddpm-cifar10-32") == RepoName("google/ddpm-cifar10-32")
+    assert parse("u/m@v1.0") == RepoName("u/m", "v1.0")
+    assert parse("u/m@refs/pr/1") == RepoName("u/m", "refs/pr/1")
+    for spec in (
+        "m",
+        "u/m/x",
+        "/u/m",
+        "../m",
+        "u/..",
+        "u/m@",
+        "u/m@../../x",
+        "u/m@/x",
+        "~/m",
+        "u/m\n",
+        "u/.m",
+        "u m/x",
+        "é/m",
+    ):
+        assert parse(spec) is None, spec
+
+
+# --- pulling ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("repo", "config"),
+    [
+        ("google/ddpm-cifar10-32", GOOGLE_CIFAR10),
+        pytest.param("google/ddpm-cat-256", GOOGLE_256, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
+def test_the_papers_networks_are_pulled_and_compute_what_diffusers_computes(
+    call: Call, server: HubServer, repo: str, config: dict[str, Any]
+) -> None:
+    from diffusers import UNet2DModel
+
+    server.put(repo, hub_files(config, random_unet(UNetConfig.from_json(config), 3)))
+    done = call("pull", repo)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.lines[0])
+    stored = read_model(folder, repo)
+    ours = build(stored.unet, "cpu").eval()
+    ours.load_state_dict(stored.weights)
+    side = config["sample_size"]
+    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        theirs = UNet2DModel.from_pretrained(str(folder)).eval()(x, 10).sample
+        torch.testing.assert_close(ours(x, torch.tensor([10])), theirs, rtol=0, atol=1e-5)
+    assert {path.name for path in folder.rglob("*")} == {"config.json", "scheduler_config.json", WEIGHTS}
+
+
+def test_only_what_is_needed_is_fetched_and_only_once(
+    call: Call, server: HubServer, repository: Repository, tmp_path: Path
+) -> None:
+    repository.files.update({"README.md": b"x", "unet/diffusion_pytorch_model.bin": b"x", "samples/1.png": b"x"})
+    assert call("pull", "u/m").returncode == 0
+    fetched = [path.split("/", 5)[5] for method, path in server.requests if method == "GET" and "/resolve/" in path]
+    documents = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "ddpm.json"]
+    assert fetched == [*documents, NESTED]
+    server.requests.clear()
+    done = call("sample", "-m", "u/m", "-n", "2", "-o", "a.npy", *CPU)
+    assert done.returncode == 0, done.stderr
+    assert [method for method, _ in server.requests] == ["GET", "POST"]  # which commit, and what is in it
+    assert call("sample", "-m", str(tmp_path / "m"), "-n", "2", "-o", "b.npy", *CPU).returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+
+
+def test_a_folder_here_wins_over_a_repository(call: Call, server: HubServer, tmp_path: Path) -> None:
+    write_model(tmp_path / "u" / "m", random_unet(tiny(), 2))
+    assert call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", *CPU).returncode == 0
+    assert server.requests == []
+
+
+def test_a_revision_is_what_is_asked_for(call: Call, server: HubServer, repository: Repository, tmp_path: Path) -> None:
+    commit = repository.commit
+    for spec in (("u/m", "--revision", commit), (f"u/m@{commit[:7]}",), ("u/m", "--revision", "main")):
+        done = call("pull", *spec)
+        assert done.returncode == 0, done.stderr
+        assert done.lines[0].endswith(f"/snapshots/{commit}")
+    missing = call("pull", "u/m@v2")
+    assert missing.returncode == 4
+    assert "no such revision" in missing.stderr
+    for wrong in ("nonsense", "u/m@../x", "../../etc/passwd", "u/m/n"):
+        assert call("pull", wrong).returncode == 2, wrong
+
+
+def test_a_pull_into_a_folder(call: Call, server: HubServer, repository: Repository, tmp_path: Path) -> None:
+    done = call("pull", "u/m", "-o", "mine")
+    assert done.lines == ["mine"]
+    ours, theirs = (read_model(tmp_path / name, name) for name in ("mine", "m"))
+    assert (ours.unet, ours.diffusion) == (theirs.unet, theirs.diffusion)
+    assert all(torch.equal(tensor, theirs.weights[name]) for name, tensor in ours.weights.items())
+    assert ours.provenance.origin == f"u/m@{repository.commit}"
+    again = call("pull", "u/m", "-o", "mine")
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_offline_what_was_fetched_is_used_and_no_socket_opened(
+    call: Call, server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
+) -> None:
+    offline = ddpm_env | environment(server) | {"HF_HUB_OFFLINE": "1"}
+    command = ["sample", "-m", "u/m", "-n", "1", "-o", str(tmp_path / "a.png"), *CPU]
+    before = nursery.call(run_without_sockets, command, env=offline)
+    assert before.wait() == 4
+    assert before.stderr == "error: u/m is not in the cache, and HF_HUB_OFFLINE forbids to fetch it\n"
+    assert call("pull", "u/m").returncode == 0
+    server.requests.clear()
+    after = nursery.call(run_without_sockets, command, env=offline)
+    assert after.wait() == 0, after.stderr
+    assert server.requests == []
+
+
+def test_without_a_network_what_was_fetched_is_used_with_a_warning(
+    call: Call, server: HubServer, repository: Repository
+) -> None:
+    assert call("pull", "u/m").returncode == 0
+    gone = {"HF_ENDPOINT": f"http://127.0.0.1:{closed_port()}"}
+    done = call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", *CPU, env=gone)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"warning: .* cannot be reached .* using what was fetched before, u/m@{COMMIT}", done.stderr)
+    other = call("pull", "u/other", env=gone)
+    assert other.returncode == 4
+    assert "cannot be reached for u/other" in other.stderr
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def test_an_altered_file_of_the_cache_is_refused(
+    call: Call, server: HubServer, repository: Repository, tmp_path: Path
+) -> None:
+    weights = Path(call("pull", "u/m").lines[0]) / NESTED
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.resolve().write_bytes(data)
+    offline = call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", *CPU, env={"HF_HUB_OFFLINE": "1"})
+    assert offline.returncode == 3
+    assert "was altered" in offline.stderr
+    assert call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", *CPU).returncode == 0  # fetched anew
+    assert weights.read_bytes() == repository.files[NESTED]
+
+
+# --- what goes wrong on the way ---------------------------------------------------------------------------------------
+
+HTML = Answer(200, b"<html>Log in to the hotel's network</html>", {"Content-Type": "text/html"})
+ABSURD = {"Retry-After": "1000000000", "ratelimit": '"api";r=0;t=100000'}
+ABOUT, FILE = r"/api/models/u/m$", rf"/resolve/{COMMIT}/{NESTED}$"
+ALWAYS = 100
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fault", "code", "message"),
+    [
+        ("GET", ABOUT, {"answer": refusal(401, "RepoNotFound")}, 4, "has no model u/m, or it is private"),
+        ("GET", ABOUT, {"answer": Answer(401, b"{}")}, 4, r"does not accept the token .*\(401\)"),
+        ("GET", ABOUT, {"answer": refusal(403, "GatedRepo")}, 4, "u/m is gated: ask for access on http"),
+        ("GET", ABOUT, {"answer": Answer(403, b"{}")}, 4, r"forbids access to u/m \(403\)"),
+        ("GET", ABOUT, {"answer": refusal(404, "RepoNotFound")}, 4, "has no model u/m"),
+        ("GET", ABOUT, {"answer": Answer(418, b"{}")}, 4, r"refuses the request for u/m \(418\)"),
+        ("HEAD", FILE, {"answer": Answer(403)}, 4, r"forbids access to u/m \(403\)"),
+        ("HEAD", FILE, {"answer": refusal(404, "EntryNotFound")}, 4, "a file that was listed is not there"),
+        ("GET", ABOUT, {"answer": HTML}, 4, "answered in a way that is not the Hub's .*login page"),
+        ("HEAD", FILE, {"answer": HTML}, 4, "answered in a way that is not the Hub's"),
+        ("GET", ABOUT, {"answer": as_json({"id": "u/m", "sha": "../../x"})}, 4, "names a commit of u/m that is none"),
+        ("HEAD", FILE, {"headers": {"ETag": "../../../../x", "X-Linked-Etag": "../../x"}}, 4, "an ETag that is none"),
+        ("GET", FILE, {"flip": 100}, 4, "arrived damaged twice"),
+        ("POST", "paths-info", {"answer": as_json([])}, 3, "holds no model that is read here"),
+        (
+            "POST",
+            "paths-info",
+            {"answer": as_json([{"type": "file", "path": "config.json", "size": 3, "oid": "../x"}])},
+            4,
+            "with a digest or size that is none",
+        ),
+    ],
+)
+def test_what_the_hub_answers_becomes_one_sentence(
+    call: Call,
+    server: HubServer,
+    repository: Repository,
+    tmp_path: Path,
+    method: str,
+    path: str,
+    fault: dict[str, Any],
+    code: int,
+    message: str,
+) -> None:
+    server.fail(method, path, times=ALWAYS, **fault)
+    done = call("pull", "u/m")
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.search(message, line), line
+    assert {path.name for path in tmp_path.iterdir()} <= {"m", "hf-home", "ddpm-cache"}
+    server.faults.clear()
+    well = call("pull", "u/m")
+    assert well.returncode == 0, well.stderr
+    assert (Path(well.lines[0]) / NESTED).read_bytes() == repository.files[NESTED]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fault"),
+    [
+        ("GET", ABOUT, {"answer": Answer(503, b"{}")}),
+        ("GET", ABOUT, {"answer": Answer(429, b"{}", ABSURD)}),
+        ("HEAD", FILE, {"answer": Answer(500)}),
+        ("GET", FILE, {"answer": Answer(503)}),
+        ("GET", FILE, {"cut": 1000}),
+        ("GET", FILE, {"flip": 5000}),
+    ],
+)
+def test_trouble_that_passes_is_waited_for(
+    call: Call, server: HubServer, repository: Repository, method: str, path: str, fault: dict[str, Any]
+) -> None:
+    server.fail(method, path, **fault)
+    done = call("pull", "u/m")
+    assert done.returncode == 0, done.stderr
+    assert (Path(done.lines[0]) / NESTED).read_bytes() == repository.files[NESTED]
+
+
+def test_trouble_that_does_not_pass_ends_within_a_deadline(
+    server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
+) -> None:
+    # All at once, since each of them waits: a Hub that is busy, that asks for 30 years, and that is silent.
+    faults = {
+        "busy": ("GET", ABOUT, {"answer": Answer(500, b"{}")}, r"has trouble of its own \(500\)"),
+        "slow down": ("GET", ABOUT, {"answer": Answer(429, b"{}", ABSURD)}, r"asks to slow down \(429\)"),
+        "no file": ("HEAD", FILE, {"answer": Answer(429, headers=ABSURD)}, r"asks to slow down \(429\)"),
+        "silence": ("GET", ABOUT, {"delay": 30}, "cannot be reached for u/m: no answer within 10 s"),
+    }
+    servers, children = [], {}
+    try:
+        for name, (method, path, fault, _) in faults.items():
+            context = serving()
+            hub = context.__enter__()
+            servers.append(context)
+            hub.put("u/m", repository.files)
+            hub.fail(method, path, times=ALWAYS, **fault)
+            env = ddpm_env | environment(hub) | {"HF_HOME": str(tmp_path / name)}
+            children[name] = nursery.ddpm("pull", "u/m", env=env, cwd=tmp_path)
+        for name, child in children.items():
+            assert child.wait(6 * (2 + LONGEST_WAIT + 1) + 30) == 4, name
+            (line,) = child.stderr.splitlines()
+            assert re.search(faults[name][3], line), line
+    finally:
+        for context in servers:
+            context.__exit__(None, None, None)
+
+
+def test_a_name_that_cannot_be_resolved(call: Call, repository: Repository) -> None:
+    done = call("pull", "u/m", env={"HF_ENDPOINT": "http://no.such.host.invalid"})
+    assert done.returncode == 4
+    assert "http://no.such.host.invalid cannot be reached for u/m" in done.stderr
+
+
+def test_pulls_at_once_and_kills_leave_a_whole_cache(
+    server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
+) -> None:
+    env = ddpm_env | environment(server)
+    for kill in range(4):
+        server.fail("GET", FILE, delay=0.3)
+        children = [nursery.ddpm("pull", "u/m", env=env, cwd=tmp_path) for _ in range(4)]
+        wait_until(lambda: any("resolve" in path for _, path in server.requests), "a request for a file")
+        children[kill].kill()
+        assert [child.wait() for i, child in enumerate(children) if i != kill] == [0, 0, 0]
+        (folder,) = (tmp_path / "hf-home" / "hub" / "models--u--m" / "snapshots").iterdir()
+        assert (folder / NESTED).read_bytes() == repository.files[NESTED]
+        (folder / NESTED).resolve().unlink()
+        (folder / NESTED).unlink()
+        server.requests.clear()
+
+
+# --- content that is not what it should be ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "_class_name is 'UNet2DConditionModel'"),
+        ("unet/config.json", {"_class_name": "os.system\x1b[31m"}, r"_class_name is 'os\.system\\\\x1b\[31m'"),
+        ("unet/config.json", {"block_out_channels": [10**9, 10**9]}, "block_out_channels"),
+        ("unet/config.json", {"block_out_channels": [8192, 8192]}, "tensor .* has shape|is not"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "timesteps is"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.9, "num_train_timesteps": 1000}, "alpha_bar_T"),
+        ("ddpm.json", {"schema": 9}, "not of schema 1"),
+    ],
+)
+def test_configurations_that_make_no_sense_are_refused(
+    call: Call, server: HubServer, repository: Repository, file: str, change: dict[str, Any], message: str
+) -> None:
+    repository.files[file] = json.dumps(json.loads(repository.files[file]) | change).encode()
+    done = call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", *CPU)
+    assert done.returncode == 3, done.stderr
+    assert re.search(message, done.stderr.splitlines()[-1]), done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_weights_that_are_far_too_large_are_not_even_fetched(
+    call: Call, server: HubServer, repository: Repository
+) -> None:
+    repository.files[NESTED] += bytes(3 * 2**20)
+    done = call("pull", "u/m")
+    assert done.returncode == 3
+    assert "its network has at most" in done.stderr
+    assert not any(method == "GET" and path.endswith(WEIGHTS) for method, path in server.requests)
+
+
+def test_a_pipeline_file_may_name_what_it_likes(call: Call, server: HubServer, repository: Repository) -> None:
+    repository.files["model_index.json"] = json.dumps({"_class_name": "os", "unet": ["subprocess", "Popen"]}).encode()
+    assert call("pull", "u/m").returncode == 0  # nothing of it is used
+
+
+def test_without_weights(call: Call, server: HubServer, repository: Repository) -> None:
+    del repository.files[NESTED]
+    done = call("pull", "u/m")
+    assert done.returncode == 3
+    assert f"{NESTED} is not in it" in done.stderr
+
+
+# --- pushing ----------------------------------------------------------------------------------------------------------
+
+TOKEN = {"HF_TOKEN": "hf_secret"}
+
+
+def test_what_is_pushed_and_pulled_again_makes_the_same_images(
+    call: Call, server: HubServer, tiny_run: Path, tmp_path: Path
+) -> None:
+    server.token = "hf_secret"
+    done = call("push", tiny_run, "me/digits", "--private", env=TOKEN)
+    assert done.returncode == 0, done.stderr
+    pushed = server.repositories["me/digits"]
+    assert done.lines == [f"me/digits@{pushed.commit}"]
+    assert pushed.private
+    assert [commit["summary"] for commit in server.commits] == ["Publish me/digits with ddpm"]
+    documents = {"model_index.json", "ddpm.json", "unet/config.json", "scheduler/scheduler_config.json"}
+    assert set(pushed.files) == {*documents, NESTED, "README.md", "samples.png"}
+    for spec, output in (("me/digits", "theirs.npy"), (str(tiny_run), "ours.npy")):
+        assert call("sample", "-m", spec, "-n", "3", "-o", output, *CPU, env=TOKEN).returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "theirs.npy"), np.load(tmp_path / "ours.npy"))
+    info = json.loads(call("info", "me/digits", "--json", env=TOKEN).stdout)
+    assert (info["step"], info["average"]) == (7, True)
+    assert info["origin"] == f"me/digits@{pushed.commit}"
+
+
+def test_a_dry_run_shows_the_page_and_publishes_nothing(
+    call: Call, server: HubServer, tiny_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bpd.json").write_text(json.dumps({"bits_per_dim": 3.25, "stderr": 0.01, "images": 100}))
+    done = call("push", tiny_run, "me/digits", "--dry-run", "--bpd", "bpd.json")
+    assert done.returncode == 0, done.stderr
+    assert server.requests == []
+    page = done.stdout.decode()
+    for text in ("# digits\n", "8x8, grey", "7 steps", "3.2500 ± 0.0100", "ddpm sample -m me/digits", "DDPMPipeline"):
+        assert text in page
+    assert "license" not in page.split("---")[1]  # which is its owner's to choose
+    assert re.search(r"unet/diffusion_pytorch_model.safetensors +\d+ KiB", done.stderr)
+
+
+def test_nothing_of_this_machine_is_published(call: Call, server: HubServer, tiny_run: Path, tmp_path: Path) -> None:
+    train = ("--size", "8", "--batch-size", "4", "--steps", "4", "--sample-every", "4", *CPU, "-q")
+    np.save(tmp_path / "secret.npy", np.zeros((5, 8, 8, 1), np.uint8))
+    done = call("train", "secret.npy", "-o", "private-run", "--from", tiny_run, *train)
+    assert done.returncode == 0, done.stderr
+    assert call("push", "private-run", "me/m", env=TOKEN).returncode == 0
+    pushed = server.repositories["me/m"].files
+    assert pushed["samples.png"] == (tmp_path / "private-run" / "samples" / "step-00000004.png").read_bytes()
+    for text in (b"secret", b"private-run", str(tmp_path).encode(), str(tiny_run).encode(), b"hf_"):
+        assert not any(text in data for data in pushed.values()), text
+    page = pushed["README.md"].decode()
+    assert "| trained on | 5 images |" in page
+    assert "| started from | a local model, step 7 |" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "code", "message"),
+    [
+        (("me/m",), {}, 4, "needs a token: set HF_TOKEN"),
+        (("me/m@v1",), TOKEN, 2, "on the main branch"),
+        (("m",), TOKEN, 2, "is no repository"),
+        (("me/m", "--bpd", "wrong.json"), TOKEN, 3, "is not what ddpm eval-bpd --json prints"),
+    ],
+)
+def test_what_cannot_be_pushed(
+    call: Call, tiny_run: Path, tmp_path: Path, arguments: tuple[str, ...], env: dict[str, str], code: int, message: str
+) -> None:
+    (tmp_path / "wrong.json").write_text("{}")
+    done = call("push", tiny_run, *arguments, env=env)
+    assert done.returncode == code
+    assert message in done.stderr
+
+
+def test_a_hub_that_refuses_a_commit(call: Call, server: HubServer, tiny_run: Path) -> None:
+    server.fail("POST", "/commit/", times=ALWAYS, answer=Answer(403, b"{}"))
+    done = call("push", tiny_run, "me/m", env=TOKEN)
+    assert done.returncode == 4
+    assert "forbids access to me/m" in done.stderr
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_says_from_which_commit(
+    call: Call, server: HubServer, repository: Repository, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((5, 16, 16, 1), np.uint8))
+    commit = repository.commit
+    command = ("train", "images.npy", "--from", "u/m", "--size", "16", "--batch-size", "2", *CPU, "-q")
+    assert call(*command, "--steps", "2").returncode == 0
+    repository.files["unet/config.json"] += b"\n"  # another commit
+    assert repository.commit != commit
+    done = call(*command, "--steps", "3")
+    assert done.returncode == 0, done.stderr
+    stored = read_model(tmp_path / "ddpm-out" / "checkpoints" / "step-00000003", "run")
+    assert stored.provenance.start == f"u/m@{commit}"
+    assert stored.unet.size == (16, 16)
+    assert json.loads((tmp_path / "ddpm-out" / "config.json").read_text())["from"] == "u/m"
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_only_a_pickle_are_read_when_asked_and_kept(
+    call: Call, server: HubServer, repository: Repository, tmp_path: Path
+) -> None:
+    weights = read_model(tmp_path / "m", "m").weights
+    torch.save(weights, tmp_path / "weights.bin")
+    del repository.files[NESTED]
+    repository.files["unet/diffusion_pytorch_model.bin"] = (tmp_path / "weights.bin").read_bytes()
+    for command in (("pull", "u/m"), ("sample", "-m", "u/m", "-n", "1", "-o", "a.png")):
+        refused = call(*command)
+        assert refused.returncode == 3
+        assert "ddpm pull --allow-pickle u/m" in refused.stderr
+    assert not any(path.endswith(".bin") for _, path in server.requests)
+    done = call("pull", "--allow-pickle", "u/m")
+    assert done.returncode == 0, done.stderr
+    kept = read_model(Path(done.lines[0]), "u/m")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.weights.items())
+    server.requests.clear()
+    for env in ({}, {"HF_HUB_OFFLINE": "1"}):
+        assert call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", "--force", *CPU, env=env).returncode == 0
+    assert not any("/resolve/" in path for _, path in server.requests)
+
+
+def test_a_hostile_pickle_is_refused_even_when_asked_for(
+    call: Call, server: HubServer, repository: Repository, tmp_path: Path
+) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return Path.touch, (tmp_path / "sentinel",)
+
+    del repository.files[NESTED]
+    repository.files["unet/diffusion_pytorch_model.bin"] = pickle.dumps(Payload(), protocol=2)
+    done = call("pull", "--allow-pickle", "u/m")
+    assert done.returncode == 3
+    assert not (tmp_path / "sentinel").exists()
+    assert "which no weights are made of" in done.stderr
