@@ -145,7 +145,7 @@ def assert_equals_diffusers(config: UNetConfig, size: tuple[int, int], batch: in
     ("config", "size"),
     [
         pytest.param(CIFAR10, (32, 32), id="cifar10"),
-        pytest.param(PRESETS["256"].unet((256, 256), 3), (64, 64), id="256"),
+        pytest.param(PRESETS["256"].unet((256, 256), 3), (256, 256), id="256"),
         pytest.param(UNetConfig.from_json(GOOGLE_CIFAR10), (32, 32), id="google/ddpm-cifar10-32"),
     ],
 )
@@ -527,3 +527,26 @@ def test_bfloat16_is_near_float32(case: int) -> None:
     assert half.dtype == torch.bfloat16
     error = (half.float() - full).square().mean().sqrt() / full.std()
     assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 32), (256, 256)])
+def test_norms_are_as_exact_for_many_pixels_as_for_few(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 32, *size, generator=generator) + 2 * torch.randn(1, 32, 1, 1, generator=generator)
+    x = x.contiguous(memory_format=torch.channels_last)
+    norm = GroupNorm(8, 32, 1e-6)
+    torch.nn.init.normal_(norm.weight, generator=generator)
+    torch.nn.init.normal_(norm.bias, generator=generator)
+    exact = torch.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double(), 1e-6)
+    ours = norm(x)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=5e-6)
+    theirs = torch.group_norm(x.contiguous(), 8, norm.weight, norm.bias, 1e-6)
+    weight = torch.randn(x.shape, generator=generator)
+    for output in (ours, theirs):
+        norm.zero_grad()
+        (output * weight).sum().backward()
+        if output is ours:
+            gradients = [norm.weight.grad.clone(), norm.bias.grad.clone()]
+    torch.testing.assert_close(norm.weight.grad, gradients[0], rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(norm.bias.grad, gradients[1], rtol=1e-4, atol=1e-2)
