@@ -748,7 +748,7 @@ def vast_configs() -> list[dict[str, Any]]:
     """Networks that are allowed, as large as can be: only their weights are not there."""
     down, up = ["AttnDownBlock2D"] * 10, ["AttnUpBlock2D"] * 10
     layers = {"layers_per_block": 32, "down_block_types": down, "up_block_types": up}
-    return [{"block_out_channels": [8192, 8192]}, {"block_out_channels": [8192] * 10, **layers}]
+    return [{"block_out_channels": [8192, 8192]}, {"block_out_channels": [8192] * 10, "sample_size": 512, **layers}]
 
 
 def tensor_headers(header: dict[str, Any]) -> dict[str, bytes]:

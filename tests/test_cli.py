@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from conftest import Ddpm
 from ddpm_cli.cli import COMMANDS
 from ddpm_cli.pixels import encode_png, to_image
+from nursery import Nursery
 
 LOADED = "import sys; from ddpm_cli.cli import run; run(sys.argv[1:]); print(sorted(sys.modules), file=sys.stderr)"
 
@@ -65,7 +68,7 @@ def test_no_command_at_all_shows_help_and_is_a_usage_error(ddpm: Ddpm) -> None:
         (["sample", "--sed", "1"], ["No such option", "--seed"]),
         (["sample", "-n", "0"], ["-n", "0"]),
         (["train"], ["IMAGES"]),
-        (["sample", "--grid", "4by4"], ["4by4", "height x width"]),
+        (["sample", "--grid", "4by4"], ["4by4", "rows x columns"]),
         (["train", "x", "--max-time", "soon"], ["soon", "90s"]),
         (["noise", "x.png", "--t", "a,b"], ["a,b", "0,250,500"]),
     ],
@@ -152,6 +155,63 @@ def test_a_full_disk_behind_stdout_is_a_disk_error(ddpm_env: dict[str, str], tmp
         )  # fmt: skip
         assert done.returncode == 7, done.stderr
         assert done.stderr == "error: cannot write stdout: no space left on the disk\n"
+
+
+def test_a_full_disk_behind_a_help_text_is_a_disk_error(ddpm_env: dict[str, str]) -> None:
+    for arguments in ("--help", "train --help", "--version"):
+        done = subprocess.run(
+            f"{sys.executable} -m ddpm_cli {arguments} > /dev/full",
+            shell=True,
+            env=ddpm_env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 7, arguments
+        assert done.stderr == "error: cannot write stdout: no space left on the disk\n"
+
+
+def as_nobody(arguments: list[str]) -> int:
+    """The program without root's right to read everything."""
+    import ddpm_cli.cli
+
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    return ddpm_cli.cli.run(arguments)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_what_may_not_be_read_is_named(nursery: Nursery, tiny_run: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # a place that nobody can reach
+        folder = Path(name)
+        folder.chmod(0o755)
+        secret = folder / "secret"
+        shutil.copytree(tiny_run, secret)
+        (secret / "p.png").write_bytes(encode_png(to_image(np.zeros((8, 8), np.uint8))))
+        (folder / "p.png").write_bytes((secret / "p.png").read_bytes())
+        (folder / "x.zip").write_bytes(b"")
+        for path in (secret, folder / "p.png", folder / "x.zip"):
+            path.chmod(0o700)
+        commands = {
+            "p.png: permission denied": ["noise", f"{secret}/p.png", "-o", "/tmp/never.png"],
+            f"{folder}/p.png: permission denied": ["noise", f"{folder}/p.png", "-o", "/tmp/never.png"],
+            "secret/checkpoints: permission denied": ["sample", "-m", str(secret), "-o", "/tmp/never.png"],
+            "it cannot be opened: Permission denied": ["train", f"{folder}/x.zip", "--dry-run"],
+        }
+        for message, arguments in commands.items():
+            child = nursery.call(as_nobody, arguments)
+            assert child.wait() == (3 if "zip" in arguments[1] else 7), child.stderr
+            assert message in child.stderr.splitlines()[-1]
+            assert "unexpected" not in child.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "position"),
+    [("ddpm train ../a", 2), ("ddpm train x --from r", 4), ("ddpm sample -m r", 3), ("ddpm info r", 2)],
+)
+def test_names_of_images_and_models_are_completed_as_files(ddpm: Ddpm, words: str, position: int) -> None:
+    env = {"_DDPM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(position)}
+    assert ddpm(env=env).lines == [f"file,{words.split()[-1]}"]
 
 
 def test_names_that_are_empty_or_too_long_or_no_files_are_refused(ddpm: Ddpm, tmp_path: Path) -> None:

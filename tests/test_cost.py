@@ -59,17 +59,17 @@ def test_what_the_paper_would_take_is_its_arithmetic_at_the_rate_of_a_wide_level
 
     def trial(config: RunConfig, device: torch.device, n: int) -> float:
         tried.append((config.unet, n))
-        return 0.1
+        return 0.02 + 0.01 * n
 
     monkeypatch.setattr("ddpm_cli.cost._trial_seconds", trial)
     price = estimate(planned((9, *size, 1), preset="tiny"), CPU)
-    level, n = tried[-1]
-    rate = n * flops(level, level.size) / 0.1
+    level, _ = tried[-1]
+    batch, steps = {"cifar10": (128, 800_000), "256": (64, 500_000)}[name]
+    rate = batch * flops(level, level.size) / (0.02 + 0.01 * batch)
     assert (level.block_out_channels, level.size) == ((256,), (16, 16))
-    images = {"cifar10": 128 * 800_000, "256": 64 * 500_000}[name]
     a_side = {"cifar10": 32, "256": 256}[name]
     assert price.paper_preset == name
-    expected = images * flops(PRESETS[name].unet((a_side, a_side), 3), (a_side, a_side)) / rate
+    expected = batch * steps * flops(PRESETS[name].unet((a_side, a_side), 3), (a_side, a_side)) / rate
     assert price.paper_seconds == pytest.approx(expected)
 
 
@@ -90,3 +90,16 @@ def test_a_trial_is_no_training() -> None:
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated() -> None:
     with pytest.raises(InputError, match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*--batch-size"):
         estimate(planned((9, 256, 256, 3), preset="256", batch_size=100_000), CPU)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 64])
+def test_a_step_is_reckoned_from_two_smaller_ones(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    monkeypatch.setattr("ddpm_cli.cost.TRIAL_FLOPS", 3 * flops(tiny(), (8, 8)))  # a trial of one image
+    monkeypatch.setattr("ddpm_cli.cost._trial_seconds", lambda config, device, n: 0.5 + 0.25 * n)
+    assert estimate(small(batch_size=batch), CPU).step_seconds == pytest.approx(0.5 + 0.25 * batch)
+
+
+def test_a_machine_that_is_quicker_the_second_time_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddpm_cli.cost.TRIAL_FLOPS", 3 * flops(tiny(), (8, 8)))
+    monkeypatch.setattr("ddpm_cli.cost._trial_seconds", lambda config, device, n: 1.0 / n)
+    assert estimate(small(batch_size=64), CPU).step_seconds > 0.5

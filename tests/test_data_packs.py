@@ -595,3 +595,22 @@ def test_memory_does_not_grow_with_the_bytes_of_the_pack(tmp_path: Path) -> None
     assert count == 25_000
     assert above < 60
     assert child < 150
+
+
+@LINUX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_the_program_leaves_no_pack_behind_when_it_is_told_to_end(
+    slow_folder: Path, cache: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "ddpm_cli", "train", slow_folder, "--size", "64", "-o", tmp_path / "run"]
+    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
+    end = time.monotonic() + 60
+    while not (cache / "packs").is_dir() or not any(name.startswith(".tmp-") for name in packs(cache)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert stderr.splitlines()[-1] == "error: interrupted"
+    assert packs(cache) == []

@@ -121,6 +121,20 @@ def test_several_steps_make_an_animation(ddpm: Ddpm, tmp_path: Path, suffix: str
     with Image.open(tmp_path / f"b{suffix}") as result:
         assert result.n_frames == 4
         assert result.size == (23, 17)
+        durations = []
+        for frame in range(4):
+            result.seek(frame)
+            result.load()
+            durations.append(result.info["duration"])
+        assert durations == [500, 500, 500, 1500]  # a few frames are to be looked at
+
+
+def test_a_gif_of_half_transparent_pixels_is_warned_about(ddpm: Ddpm, tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", picture("RGBA"))
+    for suffix, warned in ((".gif", True), (".webp", False)):
+        done = ddpm("noise", source, "--t", "0,10", "-o", f"b{suffix}")
+        assert done.returncode == 0, done.stderr
+        assert ("a GIF has no half-transparent pixels" in done.stderr) == warned
 
 
 def test_pipes(ddpm: Ddpm, tmp_path: Path) -> None:
@@ -198,3 +212,9 @@ def test_torch_is_not_imported(tmp_path: Path, ddpm_env: dict[str, str]) -> None
         capture_output=True, text=True, env=ddpm_env, cwd=tmp_path,
     )  # fmt: skip
     assert done.stdout.split() == ["a-t500.png", "False"]
+
+
+def test_empty_input_is_said_to_be_empty(ddpm: Ddpm, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    assert ddpm("noise", "a.png").stderr == "error: a.png is empty; give an image\n"
+    assert ddpm("noise", "-").stderr == "error: stdin is empty; give an image\n"

@@ -247,6 +247,26 @@ def test_a_run_starts_from_given_weights_and_goes_on_without_them(tmp_path: Path
     assert json.loads((tmp_path / "parts" / "config.json").read_text())["from"] == "somewhere"
 
 
+def test_what_is_logged_does_not_depend_on_where_a_run_was_stopped(tmp_path: Path) -> None:
+    cadence = replace(QUIET, log_every=5)
+    go(tmp_path / "whole", cadence)
+    go(tmp_path / "parts", cadence, stop_after=7)
+    go(tmp_path / "parts", cadence)
+    whole, parts = (
+        [{k: line[k] for k in ("step", "loss", "lr")} for line in metrics(tmp_path / name)]
+        for name in ("whole", "parts")
+    )
+    assert whole == parts
+    assert [line["step"] for line in whole] == [5, 10, 12]
+
+
+def test_a_run_that_has_kept_nothing_may_begin_with_other_settings(tmp_path: Path) -> None:
+    stranger = config_of(images(), lr=900.0)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stranger.to_json()))
+    assert go(tmp_path / "run")[-1].step == 12
+
+
 def test_stopped_before_the_first_step(tmp_path: Path, uninterrupted: Path) -> None:
     stop = threading.Event()
     stop.set()
@@ -414,7 +434,7 @@ def test_going_on_with_more_and_with_fewer_steps(ddpm: Ddpm, tmp_path: Path, pic
     assert json.loads(again.stdout) == json.loads(first.stdout)
     fewer = ddpm(*command, "--steps", "2")
     assert fewer.returncode == 0, fewer.stderr
-    assert "done: 4 steps; more with --steps 8" in fewer.stderr
+    assert "nothing to do: the run is at step 4, beyond --steps 2" in fewer.stderr
     more = ddpm(*command, "--steps", "6")
     assert more.returncode == 0, more.stderr
     assert "going on from step 4" in more.stderr

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from PIL import Image
 import ddpm_cli
 from conftest import Ddpm
 from ddpm_cli.pixels import grid
+from ddpm_cli.recipe import Recipe
+from ddpm_cli.ui.pictures import encode_animation
 
 FP32 = ("--precision", "fp32", "--device", "cpu")
 
@@ -233,3 +236,33 @@ def test_interrupting_keeps_what_is_finished(tiny_run: Path, tmp_path: Path, ddp
     for name in [first, *stdout.decode().splitlines()]:
         assert pixels(tmp_path / name).shape == (8, 8)
     assert not list((tmp_path / "out").glob(".tmp*"))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_frames_of_transparent_pictures_do_not_show_through(suffix: str) -> None:
+    hole = np.zeros((3, 8, 8, 4), np.uint8)
+    for frame, image in enumerate(hole):
+        image[:, frame : frame + 2] = (200, 100 * frame, 0, 255)  # a stripe that moves over nothing
+    with Image.open(io.BytesIO(encode_animation([*hole], suffix))) as result:
+        for frame, image in enumerate(hole):
+            result.seek(frame)
+            alpha = np.asarray(result.convert("RGBA"))[:, :, 3]
+            np.testing.assert_array_equal(alpha, image[:, :, 3])
+
+
+def test_what_belonged_to_other_settings_goes_with_them() -> None:
+    recipe = Recipe(model="a", step=5, n=6, rows=2, columns=3, sampler="ddim", steps=9, eta=0.5)
+    assert recipe.overridden({"model": "a", "n": 6, "sampler": "ddim"}) == recipe
+    assert recipe.overridden({"model": "b"}) == replace(recipe, model="b", step=None)
+    assert recipe.overridden({"n": 20}) == replace(recipe, n=20, rows=None, columns=None)
+    assert recipe.overridden({"n": 20, "rows": 4, "columns": 5}) == replace(recipe, n=20, rows=4, columns=5)
+    assert recipe.overridden({"sampler": "ddpm"}) == replace(recipe, sampler="ddpm", steps=None, eta=None)
+
+
+def test_bfloat16_moves_few_pixels_by_little_between_batch_sizes() -> None:
+    model = ddpm_cli.load("builtin:digits", device="cpu", precision="bf16")
+    images = [model.sample(6, sampler="ddim", steps=20, batch_size=size).astype(int) for size in (1, 4, 6)]
+    for other in images[1:]:
+        difference = np.abs(other - images[0])
+        assert difference.max() <= 8
+        assert (difference > 2).mean() < 0.02

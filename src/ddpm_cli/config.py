@@ -275,7 +275,7 @@ class TrainConfig:
         check("batch_size", _is_int(self.batch_size, 1, 2**20), "a whole number from 1 to 1048576")
         check("accumulate", _is_int(self.accumulate, 1, self.batch_size), "from 1 to the batch size")
         check("lr", _is_number(self.lr, 0, 1e3) and self.lr > 0, "a number above 0, up to 1000")
-        check("warmup", _is_int(self.warmup, 0, 2**40), "a whole number from 0 on")
+        check("warmup", _is_int(self.warmup, 0, 2**40), f"a whole number from 0 to {2**40}")
         check("ema", _is_number(self.ema, 0, 1) and self.ema < 1, "a number from 0 to below 1")
         check("grad_clip", _is_number(self.grad_clip, 0, 1e9) and self.grad_clip > 0, "a number above 0")
         for name in ("ema_warmup", "flip"):

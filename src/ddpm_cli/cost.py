@@ -60,7 +60,7 @@ def estimate(plan: Plan, device: torch.device) -> Cost:
             "free; use a smaller --preset, --size or --batch-size, or --accumulate to compute a batch in parts"
         )
     trial = int(np.clip(TRIAL_FLOPS / (BACKWARD * per_image), 1, part))
-    step_seconds = _trial_seconds(config, device, trial) * batch / trial
+    step_seconds = _step_seconds(config, device, trial, batch)
     paper = paper_preset(unet.size)
     return Cost(
         parameters=parameters,
@@ -89,9 +89,22 @@ def _paper_seconds(name: str, config: RunConfig, device: torch.device) -> float:
         layers_per_block=1,
     )
     images = 2 if device.type == "cpu" else 32
-    seconds = _trial_seconds(replace(config, unet=level), device, images)
-    of_level, of_paper = flops(level, (16, 16)) * images, flops(whole, size) * preset.train.batch_size * preset.steps
-    return seconds * of_paper / of_level
+    batch = preset.train.batch_size
+    seconds = _step_seconds(replace(config, unet=level), device, images, batch) / (flops(level, (16, 16)) * batch)
+    return seconds * flops(whole, size) * batch * preset.steps
+
+
+def _step_seconds(config: RunConfig, device: torch.device, trial: int, batch: int) -> float:
+    """Seconds of a step with ``batch`` images, from steps with ``trial`` images and twice as many.
+
+    A step costs something whatever its images are: Adam, clipping, the average, and on a GPU the start of each kernel.
+    """
+    few = _trial_seconds(config, device, trial)
+    if trial >= batch:
+        return few
+    more = _trial_seconds(config, device, 2 * trial)
+    an_image = max((more - few) / trial, more / (8 * trial))  # a busy machine may be quick the second time
+    return more + an_image * max(batch - 2 * trial, 0)
 
 
 def _trial_seconds(config: RunConfig, device: torch.device, n: int) -> float:

@@ -17,6 +17,8 @@ from .diffusion import bound
 from .diffusion.process import Diffusion, p_x_0, q_sample
 from .pixels import to_float
 
+_PRIOR_BYTES = 2**22
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -86,9 +88,10 @@ def terms(
 
 
 @torch.inference_mode()
-def prior(d: Diffusion, images: Images, n: int, batch_size: int = 1024) -> Floats:
-    """L_T of the first n images, bits/dim, (n,)."""
+def prior(d: Diffusion, images: Images, n: int, batch_size: int | None = None) -> Floats:
+    """L_T of the first n images, bits/dim, (n,); so many at a time, by default as many as fit into a few megabytes."""
     parts = []
+    batch_size = batch_size or max(1, _PRIOR_BYTES // math.prod(images.shape[1:]))
     for start in range(0, n, batch_size):
         x_0 = to_float(torch.from_numpy(images.take(np.arange(start, min(start + batch_size, n)))))
         parts.append(bound.bits_per_dim(bound.prior_kl(d, x_0).double(), x_0[0].numel()).numpy())

@@ -38,8 +38,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise  # a reader that has left is no trouble of the disk
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise DiskError(f"cannot write {printable(path)}: {reason}") from error
+        raise DiskError(f"cannot write {printable(path)}: {reason(error)}") from error
+
+
+def reason(error: OSError) -> str:
+    """Why the disk refused, for people."""
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -95,6 +99,7 @@ def write_file(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            sync(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

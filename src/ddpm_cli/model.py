@@ -107,7 +107,8 @@ class Model:
 
         Args:
             sampler: with ``steps`` and ``eta``, as in `Sampling`.
-            batch_size: how many images at a time; the images do not depend on it.
+            batch_size: how many images at a time; in float32 the images do not depend on it, in bfloat16 by a level or
+                two of rounding.
 
         Returns:
             (n, H, W, C) uint8.

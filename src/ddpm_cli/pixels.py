@@ -34,6 +34,7 @@ P = TypeVar("P", npt.NDArray[np.uint8], npt.NDArray[Any])
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_FILE_BYTES = 256 * 2**20
 MAX_SIDE = 16384
+MAX_PIXELS = MAX_SIDE * MAX_SIDE // 2  # Pillow refuses only images that are half as large again
 BACKGROUND = 255  # transparent pixels are put on white
 
 _TURNS = {
@@ -45,9 +46,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-# Pillow bounds decompression by the number of pixels; past it we refuse rather than warn.
-Image.MAX_IMAGE_PIXELS = MAX_SIDE * MAX_SIDE // 2
 
 
 def to_float(pixels: X, levels: int = 255) -> X:
@@ -108,10 +106,11 @@ def decode(file: str | Path | IO[bytes]) -> Raster:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 if max(image.size) > MAX_SIDE:
                     raise InputError(f"more than {MAX_SIDE} pixels a side ({image.width}x{image.height})")
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(f"more than {MAX_SIDE}x{MAX_SIDE // 2} pixels")
                 note = _losses(image)
                 with _without_stderr() if image.format == "TIFF" else contextlib.nullcontext():
                     return Raster(_array(upright(image)), note)
@@ -119,7 +118,7 @@ def decode(file: str | Path | IO[bytes]) -> Raster:
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"not an image that can be read; {', '.join(FORMATS)} are") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise InputError(f"more than {MAX_SIDE}x{MAX_SIDE // 2} pixels") from error
     except MemoryError as error:
         raise InputError("not enough memory to decode it") from error

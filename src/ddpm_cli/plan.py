@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .checkpoint import StoredModel
-from .config import BUILTIN_DIGITS, UNetConfig
+from .config import BUILTIN_DIGITS, DiffusionConfig, TrainConfig, UNetConfig
 from .denoiser import choose_precision
 from .errors import ArgumentError, InputError
 from .presets import PRESETS, Preset, choose_preset
@@ -72,12 +72,13 @@ def plan(
         InputError: the images do not go with the network or the model.
     """
     size, channels = shape[1:3], shape[3]
+    check(options, start)
     name = choose_preset(options.preset, size, accelerated=device.type != "cpu")
     preset = PRESETS[name]
     if start is None:
         unet, base = preset.unet(size, channels), preset.diffusion()
     else:
-        unet, base = _fine_tuned(start, size, channels, options), start.diffusion
+        unet, base = _fine_tuned(start, size, channels), start.diffusion
     unet = _changed(unet, dropout=options.dropout)
     unet.check_size(size)
     diffusion = _changed(
@@ -105,9 +106,32 @@ def plan(
     return Plan(name, config, _cadence(options, preset))
 
 
-def _fine_tuned(start: StoredModel, size: tuple[int, int], channels: int, options: TrainOptions) -> UNetConfig:
-    if options.preset != "auto":
+def check(options: TrainOptions, start: StoredModel | None) -> None:
+    """Refuse options that make no sense whatever the images are, before anyone looks at them.
+
+    Raises:
+        ArgumentError: an option has an impossible value, or excludes another.
+    """
+    if start is not None and options.preset != "auto":
         raise ArgumentError("--preset and --from exclude each other: the model decides the network")
+    _changed(UNetConfig(), dropout=options.dropout)
+    _changed(
+        DiffusionConfig(),
+        predict=options.predict,
+        variance=options.variance,
+        schedule=options.schedule,
+        timesteps=options.timesteps,
+    )
+    _changed(
+        TrainConfig(batch_size=options.batch_size or 2**20, accumulate=1),
+        accumulate=options.accumulate,
+        lr=options.lr,
+        warmup=options.warmup,
+        ema=options.ema,
+    )
+
+
+def _fine_tuned(start: StoredModel, size: tuple[int, int], channels: int) -> UNetConfig:
     if start.unet.in_channels != channels:
         raise InputError(
             f"the images have {channels} channel(s), the model {start.source} {start.unet.in_channels}; "

@@ -109,7 +109,16 @@ class Recipe:
             raise InputError(f"{where}: its settings make no sense: {error}") from error
 
     def overridden(self, options: Mapping[str, Any]) -> Self:
-        """This recipe with every option that is not None instead; another sampler begins with its own defaults."""
+        """This recipe with every option that is not None instead.
+
+        What belonged to another sampler, another number of images or another model goes with it.
+        """
         given = {name: value for name, value in options.items() if value is not None}
-        own = {"steps": None, "eta": None} if given.get("sampler", self.sampler) != self.sampler else {}
-        return replace(self, **{**own, **given})
+        follows = {"sampler": ("steps", "eta"), "n": ("rows", "columns"), "model": ("step",)}
+        gone = {
+            name: None
+            for cause, names in follows.items()
+            for name in names
+            if given.get(cause, getattr(self, cause)) != getattr(self, cause)
+        }
+        return replace(self, **{**gone, **given})

@@ -121,6 +121,7 @@ def run(
     """
     check_folder(folder, config)
     with run_lock(folder):
+        check_folder(folder, config)  # once more: another trainer may have been here in between
         training = Training(config.unet, config.diffusion, config.train, device)
         if latest := newest(folder):
             snapshot = read_snapshot(latest)
@@ -168,12 +169,15 @@ def check_folder(folder: Path, config: RunConfig) -> None:
                 "name another folder with -o"
             )
         return
+    if not any((folder / "checkpoints").glob("step-*")):
+        return  # nothing was kept that others would go on with
     there = _flatten(read_json(folder / "config.json"))
     now = _flatten(json.loads(json.dumps(config.to_json())))
     differing = [k for k in sorted({*there, *now} - {"version"}) if there.get(k) != now.get(k)]
     if differing:
         changed = "the images are others; " if "data.digest" in differing else ""
-        differing = [k for k in differing if k != "data.digest"]
+        # the network last: it mostly follows from the images' size
+        differing = sorted((k for k in differing if k != "data.digest"), key=lambda k: k.startswith("unet."))
         text = changed + "; ".join(
             f"{k} was {_short(there.get(k))} and is now {_short(now.get(k))}" for k in differing[:6]
         )
@@ -201,13 +205,12 @@ def _steps(
             preview = _preview(folder, training)
         yield Progress(step, True, report, checkpoint, preview)
         if deadline is not None and time.monotonic() > deadline:
-            stop.set()
+            break
     if saved != training.step or saved == 0:
         training.check()
         checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, start=began)
-        in_a_hurry = stop.is_set() and (deadline is None or time.monotonic() < deadline)  # a signal, not the clock
         missing = cadence.sample_every and not _due(training.step, cadence.sample_every)
-        preview = _preview(folder, training) if missing and not in_a_hurry else None
+        preview = _preview(folder, training) if missing and not stop.is_set() else None
         yield Progress(training.step, False, None, checkpoint, preview)
 
 

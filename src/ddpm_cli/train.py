@@ -222,7 +222,7 @@ def train(
             batch = ahead.result()
             ahead = pool.submit(batch_at, images, config, T, training.step + 2, pin=pin)
             training.advance(batch)
-            if not (training.step == steps or stop.is_set() or (log_every and training.step % log_every == 0)):
+            if not (training.step == steps or (log_every and training.step % log_every == 0)):
                 yield None
                 continue
             if pin:

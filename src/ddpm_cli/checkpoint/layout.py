@@ -314,6 +314,12 @@ def check_match(where: str, unet: UNetConfig, diffusion: DiffusionConfig) -> Non
         raise InputError(f"{where}: out_channels is {unet.out_channels}; it must be in_channels, {unet.in_channels}")
     if unet.in_channels not in (1, 3, 4):
         raise InputError(f"{where}: in_channels is {unet.in_channels}; images have 1 (grey), 3 (RGB) or 4 (RGBA)")
+    unit = 2 ** (unet.levels - 1)
+    if unet.sample_size is not None and any(side % unit for side in unet.size):
+        raise InputError(
+            f"{where}: sample_size is {unet.sample_size}; each side must be a multiple of {unit}, as the "
+            f"network halves images {unet.levels - 1} times"
+        )
     known = unet.num_train_timesteps
     if unet.time_embedding_type == "learned" and known is not None and known < diffusion.timesteps:
         raise InputError(

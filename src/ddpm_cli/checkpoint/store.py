@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -303,7 +304,9 @@ def _is_valid(folder: Path) -> bool:
 
 def _checkpoints(run: Path) -> list[Path]:
     """Folders named like checkpoints, newest step first."""
-    folders = [f for f in (run / "checkpoints").glob("step-*") if f.name[5:].isdecimal() and f.is_dir()]
+    where = run / "checkpoints"
+    named = (where / entry.name for entry in os.scandir(where)) if where.is_dir() else ()  # glob is silent if refused
+    folders = [f for f in named if re.fullmatch(r"step-\d+", f.name) and f.is_dir()]
     return sorted(folders, key=lambda folder: int(folder.name[5:]), reverse=True)
 
 

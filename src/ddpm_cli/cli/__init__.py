@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import DdpmError
+from ..errors import DdpmError, DiskError
 
 COMMANDS = {
     "train": "Train a model on your own images (Algorithm 1).",
@@ -29,6 +31,8 @@ COMMANDS = {
     "convert": "Turn a checkpoint of another project into a model.",
 }
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 EPILOG = """\b
 Examples:
   ddpm train ./images                 learn from a folder; the result is in ./ddpm-out
@@ -40,6 +44,14 @@ Examples:
 
 class ReaderLeft(Exception):  # noqa: N818
     """Whoever read our output has gone. Not an `OSError`, which click would end with its own exit code."""
+
+
+class Interrupted(BaseException):
+    """A signal that asks the program to end. No `KeyboardInterrupt`, which click would turn into something else."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @contextlib.contextmanager
@@ -108,17 +120,20 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; every error ends here, as one line on stderr and an exit code."""
     try:
-        code = group.main(args, prog_name="ddpm", standalone_mode=False)
-        sys.stdout.flush()
+        with _interruptible():
+            code = group.main(args, prog_name="ddpm", standalone_mode=False)
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except Interrupted as error:
+        _say("error: interrupted")
+        return 128 + error.number
     except (click.Abort, KeyboardInterrupt):
         _say("error: interrupted")
         return 130
     except (ReaderLeft, BrokenPipeError):
-        # What is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 141
     except DdpmError as error:
         _trace()
@@ -126,9 +141,48 @@ def run(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:
         _trace()
+        if isinstance(error, OSError) and (text := _of_the_disk(error)):
+            _say(f"error: {text}")
+            return DiskError.exit_code
         _say(f"unexpected error: {type(error).__name__}: {error}\nDDPM_DEBUG=1 shows where; please report it")
         return 1
     return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within, SIGINT, SIGTERM and SIGHUP end the program by way of every ``finally``, as only SIGINT does otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no handler can be set
+        return
+
+    def handle(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _of_the_disk(error: OSError) -> str:
+    """What a file or folder refused that nobody expected to refuse, for people; empty for other errors."""
+    from ..files import is_of_the_disk, printable, reason
+
+    if not is_of_the_disk(error):
+        return ""
+    if error.filename is None:  # then it was the help text or the like
+        _drop_stdout()
+        return f"cannot write stdout: {reason(error)}"
+    return f"{printable(os.fsdecode(error.filename))}: {reason(error)}"
+
+
+def _drop_stdout() -> None:
+    """See to it that what is still buffered does not fail once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fill_closed_streams() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import Command, machine_options, model_option, put_text, seed_option, verbosity_options
+from .options import Command, NameType, machine_options, model_option, put_text, seed_option, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -15,7 +15,7 @@ Examples:
 
 
 @click.command("eval-bpd", cls=Command, epilog=EPILOG)
-@click.argument("images", metavar="IMAGES")
+@click.argument("images", metavar="IMAGES", type=NameType())
 @model_option
 @click.option("--limit", type=click.IntRange(1), help="Measure the first so many images.  [default: all]")
 @click.option(

@@ -34,6 +34,6 @@ def _account(name: str, survey: Survey, usable: int) -> str:
         kinds.append(f"{survey.transparent:,} transparent")
     ignored = sum(count for _, count in survey.ignored)
     others = f"; {plural(ignored, 'other file')} ignored" if ignored else ""
-    # A look at the headers does not show damaged pixels; packing does.
-    found = plural(survey.images, "image") + (f", {usable:,} of them usable," if usable < survey.images else "")
-    return f"{name}: {found} of {sizes} ({', '.join(filter(None, kinds))}){others}"
+    # A look at the headers does not show damaged pixels; packing does, and then nobody knows which they were.
+    known = f" ({', '.join(filter(None, kinds))})" if usable == survey.images else ""
+    return f"{name}: {plural(usable, 'image')} of {sizes}{known}{others}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import Command, put_text, verbosity_options
+from .options import Command, NameType, put_text, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -16,7 +16,7 @@ Examples:
 
 
 @click.command("info", cls=Command, epilog=EPILOG)
-@click.argument("model", metavar="[MODEL]", required=False, envvar="DDPM_MODEL")
+@click.argument("model", metavar="[MODEL]", type=NameType(), required=False, envvar="DDPM_MODEL")
 @click.option("--verify", is_flag=True, help="Compare its outputs with those published for google/ddpm-*.")
 @click.option(
     "--json", "as_json", envvar="DDPM_INFO_JSON", is_flag=True, help="One JSON object on stdout instead of a table."

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, InputError
 from ..files import check_output, printable, write_file
 from ..pixels import Raster, decode, grid, to_float, to_levels
 from ..ui.console import Screen
-from ..ui.pictures import ANIMATIONS, check_suffix, encode, encode_animation
+from ..ui.pictures import ANIMATIONS, GIF_ALPHA, check_suffix, encode, encode_animation, loses_alpha
 from .options import (
     Command,
     IntList,
@@ -93,6 +93,8 @@ def command(
         decibels = f"{10 * np.log10(s.snr[t]):.1f} dB" if t else "no noise"
         screen.say(f"t = {t}: alpha_bar {s.alpha_bar[t]:.6g}, SNR {s.snr[t]:.6g} ({decibels})")
     settings = {"t": list(times), "schedule": schedule, "timesteps": timesteps, "stepwise": stepwise, "seed": seed}
+    if loses_alpha(noisy, output.suffix.lower()):
+        screen.warn(GIF_ALPHA)
     data = _encode(noisy, output, {"ddpm noise": json.dumps(settings)})
     if str(output) == "-":
         write_stdout(data)
@@ -102,16 +104,20 @@ def command(
 
 
 def _read(image: Path) -> Raster:
-    if image.exists() and not image.is_file() and not image.is_dir():
-        raise InputError(f"{printable(image)} is neither a file nor a folder; give - to read stdin")
-    try:
-        return decode(io.BytesIO(sys.stdin.buffer.read()) if str(image) == "-" else image)
-    except InputError as error:
+    name = "stdin" if str(image) == "-" else printable(image)
+    if name != "stdin" and not image.is_file():
         if image.is_dir():
-            raise InputError(f"{printable(image)} is a folder; give an image") from error
-        if str(image) != "-" and not image.exists():
-            raise InputError(f"there is no file {printable(image)}") from error
-        raise InputError(f"{'stdin' if str(image) == '-' else printable(image)}: {error}") from error
+            raise InputError(f"{name} is a folder; give an image")
+        if image.exists():
+            raise InputError(f"{name} is neither a file nor a folder; give - to read stdin")
+        raise InputError(f"there is no file {name}")
+    data = sys.stdin.buffer.read() if name == "stdin" else image.read_bytes()
+    if not data:
+        raise InputError(f"{name} is empty; give an image")
+    try:
+        return decode(io.BytesIO(data))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def _forward(raster: Raster, s: Schedule, times: tuple[int, ...], seed: int, stepwise: bool) -> npt.NDArray[np.generic]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..errors import ArgumentError
 from ..files import disk_errors
@@ -30,7 +31,7 @@ class PathType(click.Path):
     """The name of a file or folder, not empty: pathlib would take that for the current folder."""
 
     def __init__(self, *, dash: bool = False) -> None:
-        super().__init__(path_type=Path, allow_dash=dash)
+        super().__init__(path_type=Path, allow_dash=dash, readable=False)  # whoever opens it says what is wrong
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -38,17 +39,30 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class NameType(click.ParamType[str]):
+    """The name of images or a model, mostly a file or folder, which shells then complete."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
 class SizeType(click.ParamType[tuple[int, int]]):
     """``32`` or ``64x48`` (height x width) as (height, width)."""
 
     name = "N|HxW"
+    advice = "is no size; give a number such as 32, or height x width such as 64x48"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", str(value).strip().lower())
         if not match or "0" in (match[1].lstrip("0") or "0", (match[2] or "1").lstrip("0") or "0"):
-            self.fail(f"{value!r} is no size; give a number such as 32, or height x width such as 64x48", param, ctx)
+            self.fail(f"{value!r} {self.advice}", param, ctx)
         height = int(match[1])
         return height, int(match[2]) if match[2] else height
 
@@ -57,6 +71,7 @@ class GridType(SizeType):
     """``4x16`` as (rows, columns)."""
 
     name = "RxC"
+    advice = "is no grid; give rows x columns such as 4x16"
 
 
 class DurationType(click.ParamType[float]):
@@ -93,6 +108,7 @@ def model_option(command: F) -> F:
     return click.option(
         "-m",
         "--model",
+        type=NameType(),
         metavar="MODEL",
         help="A run folder, a checkpoint, a folder of diffusers' layout, user/repo[@revision] of a Hub, or "
         "builtin:digits.  "

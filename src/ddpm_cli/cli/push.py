@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import Command, PathType, put_text, verbosity_options
+from .options import Command, NameType, PathType, put_text, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -17,7 +17,7 @@ Examples:
 
 
 @click.command("push", cls=Command, epilog=EPILOG)
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", type=NameType())
 @click.argument("repo", metavar="REPO")
 @click.option("--private", is_flag=True, help="If the repository is made now, only its owner sees it.")
 @click.option("--bpd", type=PathType(), metavar="FILE", help="What ddpm eval-bpd --json printed, for the model's page.")

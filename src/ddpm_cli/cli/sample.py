@@ -72,8 +72,8 @@ def command(
 ) -> None:
     """Make images with a model: Algorithm 2 over all T steps, or DDIM over a few.
 
-    Image i of a seed does not depend on how many images are made, or on the batch size. PNGs carry their settings,
-    and --like makes the same again from them.
+    Image i of a seed does not depend on how many images are made, or, but for the rounding of bf16, on the batch
+    size. PNGs carry their settings, and --like makes the same again from them.
     """
     from ..recipe import Recipe
     from ..ui.console import Screen, log_to

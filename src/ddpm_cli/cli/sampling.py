@@ -18,7 +18,7 @@ from ..model import Model
 from ..pixels import Pixels, encode_png, grid, sheet_scale, to_image
 from ..recipe import Recipe
 from ..ui.console import Screen
-from ..ui.pictures import ANIMATIONS, chain_frames, encode, encode_animation
+from ..ui.pictures import ANIMATIONS, GIF_ALPHA, chain_frames, encode, encode_animation, loses_alpha
 from .models import open_model
 from .options import refuse_terminal
 
@@ -54,8 +54,7 @@ def _check(output: Path, recipe: Recipe, force: bool) -> None:
     elif not output.suffix and output.is_file():
         raise ArgumentError(f"{printable(output)} is a file without a suffix; name a .png, or a folder")
     elif _is_folder(output):
-        existing = output if output.exists() else output.parent
-        check_output(existing / ".ddpm", force=True)
+        check_output(output / ".ddpm" if output.exists() else output, force=True)
         taken = next((file for file in _files(output, recipe) if file.exists()), None) if output.exists() else None
         if taken and not force:
             raise ArgumentError(f"{printable(taken)} exists already; name another folder, or use --force")
@@ -82,6 +81,8 @@ def _results(model: Model, recipe: Recipe, output: Path, batch_size: int, screen
     visited = [0, *recipe.sampling.timesteps(model.diffusion)[:-1]]
     shown = chain_frames(visited) if suffix in ANIMATIONS else [0]
     frames = _frames(_steps(model, recipe, batch_size, screen), shown)
+    if loses_alpha(frames[-1], suffix):
+        screen.warn(GIF_ALPHA)
     data = _encode(frames, recipe, suffix, model.unet_config.size)
     if str(output) == "-":
         yield data

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from .options import Command, DurationType, PathType, SizeType, machine_options, seed_option, verbosity_options
+from .options import (
+    Command,
+    DurationType,
+    NameType,
+    PathType,
+    SizeType,
+    machine_options,
+    seed_option,
+    verbosity_options,
+)
 
 EPILOG = """\b
 Examples:
@@ -21,7 +30,7 @@ To resume, run the same command again.
 
 
 @click.command("train", cls=Command, epilog=EPILOG)
-@click.argument("images", metavar="IMAGES")
+@click.argument("images", metavar="IMAGES", type=NameType())
 @click.option("-o", "--output", type=PathType(), default="ddpm-out", show_default=True, help="The run folder.")
 @click.option("--size", type=SizeType(), help="Height x width to train at.  [default: from the images]")
 @click.option("--channels", type=click.Choice(["1", "3", "4"]), help="Grey, RGB, RGBA.  [default: from the images]")
@@ -36,10 +45,11 @@ To resume, run the same command again.
     "--from",
     "start",
     envvar="DDPM_TRAIN_FROM",
+    type=NameType(),
     metavar="MODEL",
     help="Fine-tune this model instead of starting from random weights.",
 )
-@click.option("--steps", type=click.IntRange(1), help="Optimizer steps.  [default: by preset]")
+@click.option("--steps", type=click.IntRange(1, 2**40), help="Optimizer steps.  [default: by preset]")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a step.  [default: by preset]")
 @click.option("--accumulate", type=click.IntRange(1), help="Compute a batch in so many parts, to save memory.")
 @click.option("--lr", type=float, help="Learning rate of Adam.  [default: by preset]")

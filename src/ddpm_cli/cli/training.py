@@ -16,14 +16,13 @@ from ..checkpoint import StoredModel, newest
 from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
-from ..plan import Plan, TrainOptions, plan
+from ..plan import Plan, TrainOptions, check, plan
 from ..run import Progress, check_folder, run
 from ..ui.console import Screen, as_json, duration, plural, size
+from . import SIGNALS
 from .images import open_images
 from .models import find_model
 from .options import put_text
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Job:
         """Do it; returns the exit code: 0, or 128 + the signal that stopped it after a clean save."""
         device = choose_device(self.device)
         start = find_model(self.start, screen) if self.start else None
+        check(self.options, start)
         images = self._open(screen, start, device.type)
         what = plan(self.options, self.images, images.shape, images.digest, start, device)
         check_folder(self.folder, what.config)
@@ -84,6 +84,7 @@ class Job:
         rows = [
             ("images", f"{n:,} of {height}x{width}, {colours}, from {self.images}"),
             ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
+            ("training", f"batches of {batch}, learning rate {config.train.lr:g}"),
             ("device", f"{device}, {config.train.precision}"),
             ("memory", f"about {size(price.memory)}"),
             (
@@ -124,7 +125,9 @@ class Job:
 
     def _conclude(self, screen: Screen, last: Progress, what: Plan, received: int | None) -> int:
         steps = what.cadence.steps
-        if last.step >= steps:
+        if last.step > steps:
+            screen.say(f"nothing to do: the run is at step {last.step:,}, beyond --steps {steps}")
+        elif last.step == steps:
             screen.say(f"done: {plural(last.step, 'step')}; more with --steps {2 * last.step}")
         else:
             screen.say(f"stopped at step {last.step:,} of {steps:,}, saved; give the same command again to go on")

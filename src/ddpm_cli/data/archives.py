@@ -89,7 +89,10 @@ def open_zip(path: str | Path) -> Iterator[zipfile.ZipFile]:
     """A zip archive, or an `InputError` that says what is wrong with it."""
     with contextlib.ExitStack() as stack:
         try:
-            archive = stack.enter_context(zipfile.ZipFile(path))
+            file = stack.enter_context(open(path, "rb"))  # noqa: PTH123
+            archive = stack.enter_context(zipfile.ZipFile(file))
+        except PermissionError as error:
+            raise InputError(f"it cannot be opened: {error.strerror}") from error
         except (*_ZIP_ERRORS, NotImplementedError) as error:
             raise InputError(f"not a zip archive, or a damaged one ({error})") from error
         yield archive

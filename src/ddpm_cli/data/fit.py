@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..pixels import FORMATS, MAX_SIDE, Pixels, Raster, decode, to_channels, to_image, upright
+from ..pixels import FORMATS, MAX_PIXELS, MAX_SIDE, Pixels, Raster, decode, to_channels, to_image, upright
 from .find import Item
 
 ENLARGED = "smaller than the size asked for, so enlarged"
@@ -152,7 +152,7 @@ def _reduced(item: Item, side: int) -> Raster | None:
 
 
 def _is_bounded(image: Image.Image) -> bool:
-    return max(image.size) <= MAX_SIDE and image.width * image.height <= (Image.MAX_IMAGE_PIXELS or 0)
+    return max(image.size) <= MAX_SIDE and image.width * image.height <= MAX_PIXELS
 
 
 def _notes(raster: Raster) -> tuple[str, ...]:

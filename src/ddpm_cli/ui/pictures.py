@@ -14,17 +14,24 @@ from ..errors import ArgumentError
 from ..pixels import encode_png, to_bytes, to_image
 
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
-FRAME_MS = 60
+SHOW_MS, SHORTEST_MS, LONGEST_MS = 3600, 60, 500  # of an animation, about, and of each of its frames
 HOLD_MS = 1500
 
 
 def encode_animation(frames: Sequence[npt.NDArray[Any]], suffix: str) -> bytes:
-    """Frames (H, W, C) uint8 as an endless GIF or WebP that holds its last frame for a while."""
+    """Frames (H, W, C) uint8 as an endless GIF or WebP that holds its last frame for a while.
+
+    A few frames are shown for longer each than many.
+    """
     images = [_animatable(frame) for frame in frames]
-    durations = [FRAME_MS] * (len(images) - 1) + [HOLD_MS]
+    frame_ms = min(max(SHOW_MS // len(images), SHORTEST_MS), LONGEST_MS)
+    durations = [frame_ms] * (len(images) - 1) + [HOLD_MS]
     buffer = io.BytesIO()
-    # Frames are kept as they are: merging equal ones would change the timing.
-    settings = {"lossless": True} if suffix == ".webp" else {"optimize": False}
+    settings: dict[str, object] = {"lossless": True}
+    if suffix == ".gif":
+        # Frames are kept as they are, since merging equal ones would change the timing; and where one is transparent,
+        # the one before it must not show.
+        settings = {"optimize": False, "disposal": 2 if images[0].mode == "RGBA" else 0}
     images[0].save(
         buffer,
         ANIMATIONS[suffix],
@@ -50,7 +57,19 @@ def check_suffix(suffix: str) -> None:
         ArgumentError: it is none of .png, .gif and .webp.
     """
     if suffix not in (".png", *ANIMATIONS):
-        raise ArgumentError(f"cannot write {suffix or 'a name without a suffix'!r}; use .png, .gif or .webp")
+        what = f"{suffix!r} is no format that is written" if suffix else "the output's name has no suffix"
+        raise ArgumentError(f"{what}; use .png, .gif or .webp")
+
+
+def loses_alpha(frames: npt.NDArray[Any], suffix: str) -> bool:
+    """Whether pictures (..., C) lose something as a GIF, which knows opaque and invisible pixels and none between."""
+    if suffix != ".gif" or frames.shape[-1] not in (2, 4):
+        return False
+    alpha = frames[..., -1]
+    return bool(((alpha > 0) & (alpha < np.iinfo(frames.dtype).max)).any())
+
+
+GIF_ALPHA = "a GIF has no half-transparent pixels; .webp keeps them"
 
 
 def chain_frames(visited: Sequence[int], count: int = 60) -> list[int]:
