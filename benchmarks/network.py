@@ -29,7 +29,7 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("contiguous, float32", torch.contiguous_format, False),
+    Layout("contiguous weights, float32", torch.contiguous_format, False),
     Layout("channels_last, float32", torch.channels_last, False),
     Layout("channels_last, bfloat16", torch.channels_last, True),
 )
