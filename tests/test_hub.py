@@ -258,6 +258,7 @@ ALWAYS = 100
         ("HEAD", FILE, {"answer": refusal(404, "EntryNotFound")}, 4, "a file that was listed is not there"),
         ("GET", ABOUT, {"answer": HTML}, 4, "answered in a way that is not the Hub's .*login page"),
         ("HEAD", FILE, {"answer": HTML}, 4, "answered in a way that is not the Hub's"),
+        ("GET", FILE, {"answer": HTML}, 4, "answered in a way that is not the Hub's"),
         ("GET", ABOUT, {"answer": as_json({"id": "u/m", "sha": "../../x"})}, 4, "names a commit of u/m that is none"),
         ("HEAD", FILE, {"headers": {"ETag": "../../../../x", "X-Linked-Etag": "../../x"}}, 4, "an ETag that is none"),
         ("GET", FILE, {"flip": 100}, 4, "arrived damaged twice"),
