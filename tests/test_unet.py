@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -541,12 +542,18 @@ def test_norms_are_as_exact_for_many_pixels_as_for_few(size: tuple[int, int]) ->
     ours = norm(x)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=5e-6)
-    theirs = torch.group_norm(x.contiguous(), 8, norm.weight, norm.bias, 1e-6)
     weight = torch.randn(x.shape, generator=generator)
-    for output in (ours, theirs):
-        norm.zero_grad()
-        (output * weight).sum().backward()
-        if output is ours:
-            gradients = [norm.weight.grad.clone(), norm.bias.grad.clone()]
-    torch.testing.assert_close(norm.weight.grad, gradients[0], rtol=1e-4, atol=1e-2)
-    torch.testing.assert_close(norm.bias.grad, gradients[1], rtol=1e-4, atol=1e-2)
+
+    def gradients(
+        norm_of: Callable[[torch.Tensor], torch.Tensor], layout: torch.memory_format
+    ) -> tuple[torch.Tensor, ...]:
+        # PyTorch 2.13 ends in a segmentation fault where a channels_last input needs no gradient and weights do.
+        inputs = x.clone(memory_format=layout).requires_grad_()
+        return torch.autograd.grad((norm_of(inputs) * weight).sum(), (inputs, norm.weight, norm.bias))
+
+    def plain(inputs: torch.Tensor) -> torch.Tensor:
+        return torch.group_norm(inputs, 8, norm.weight, norm.bias, 1e-6)
+
+    expected = gradients(plain, torch.contiguous_format)
+    for got, wanted in zip(gradients(norm, torch.channels_last), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
