@@ -15,7 +15,7 @@ from ddpm_cli.rng import generator
 
 from .measure import Table, in_turn
 
-LIMITS = {"ddpm --help": 0.2, "ddpm noise, 512x512 PNG": 0.4}
+LIMITS = {"ddpm --help": 0.2, "ddpm noise picture.png": 0.4}
 
 
 def tables() -> Iterator[Table]:
@@ -28,7 +28,7 @@ def tables() -> Iterator[Table]:
         commands = {
             "python -c pass": [sys.executable, "-c", "pass"],
             "ddpm --help": [*program, "--help"],
-            "ddpm noise, 512x512 PNG": noise,
+            "ddpm noise picture.png": noise,
             "python -c 'import numpy, PIL.Image'": [sys.executable, "-c", "import numpy, PIL.Image"],
             "python -c 'import torch'": [sys.executable, "-c", "import torch"],
         }
@@ -41,7 +41,7 @@ def tables() -> Iterator[Table]:
     )
     yield Table(
         "Start-up",
-        "Whole processes in turn, 11 times after a first; median (least to most).",
+        "Whole processes in turn, 11 times after a first; median (least to most). The picture has 512x512 pixels.",
         ("command", "time", "of `import torch`", "aim"),
         rows,
     )

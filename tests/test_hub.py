@@ -6,9 +6,11 @@ Each process reads the Hub's address from its environment, as a user's does.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -367,6 +369,18 @@ def test_pulls_at_once_and_kills_leave_a_whole_cache(
         server.requests.clear()
 
 
+def test_what_interrupted_downloads_left_is_removed_once_it_is_old(
+    call: Call, server: HubServer, repository: Repository, tmp_path: Path
+) -> None:
+    blobs = tmp_path / "hf-home" / "hub" / "models--u--m" / "blobs"
+    blobs.mkdir(parents=True)
+    for name, age in (("old", 2 * 86400), ("young", 3600)):
+        (blobs / f"{name}.incomplete").write_bytes(b"0")
+        os.utime(blobs / f"{name}.incomplete", (time.time() - age,) * 2)
+    assert call("pull", "u/m").returncode == 0
+    assert [path.name for path in blobs.glob("*.incomplete")] == ["young.incomplete"]
+
+
 # --- content that is not what it should be ----------------------------------------------------------------------------
 
 
@@ -484,6 +498,7 @@ def test_what_cannot_be_pushed(
     done = call("push", tiny_run, *arguments, env=env)
     assert done.returncode == code
     assert message in done.stderr
+    assert "making a picture" not in done.stderr
 
 
 def test_a_hub_that_refuses_a_commit(call: Call, server: HubServer, tiny_run: Path) -> None:

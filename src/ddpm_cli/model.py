@@ -228,7 +228,7 @@ def find(spec: str) -> Stage[StoredModel]:
         yield from fetching
         return read_pulled(fetching.result(), spec)
 
-    return Stage(fetching.label, fetching.total, work())
+    return Stage(fetching.label, fetching.total, work(), in_bytes=fetching.in_bytes)
 
 
 def read_pulled(pulled: Pulled, source: str) -> StoredModel:

@@ -16,11 +16,13 @@ class Stage(Generic[T]):
     Args:
         label: what is being done, for people.
         total: what the amounts add up to; 0 if the result was there already.
+        in_bytes: whether the amounts are bytes; else they are whatever ``label`` speaks of.
     """
 
-    def __init__(self, label: str, total: int, work: Generator[int, None, T]) -> None:
+    def __init__(self, label: str, total: int, work: Generator[int, None, T], *, in_bytes: bool = False) -> None:
         self.label = label
         self.total = total
+        self.in_bytes = in_bytes
         self._work = work
         self._result: T | None = None
 

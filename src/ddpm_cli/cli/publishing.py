@@ -20,6 +20,8 @@ def publish(spec: str, repo: str, screen: Screen, *, private: bool, bpd: Path | 
     name = hub.require(repo)
     if name.revision is not None:
         raise ArgumentError(f"{name}: a model is published on the main branch; leave out @{name.revision}")
+    if not dry_run:
+        hub.require_token()
     measured = Measured.read(bpd) if bpd else None
     stored = find_model(spec, screen)
     run = _run_of(stored)

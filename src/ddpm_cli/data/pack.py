@@ -51,7 +51,8 @@ def pack(
     if (images := open_pack(path)) is not None:
         cache.mark_used(path / MANIFEST)
         return finished(label, images)
-    return Stage(label, source.extent, _pack(source, survey, size, channels, path, workers))
+    work = _pack(source, survey, size, channels, path, workers)
+    return Stage(label, source.extent, work, in_bytes=source.count is None)
 
 
 def _pack(

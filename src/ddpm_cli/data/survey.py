@@ -88,7 +88,7 @@ def scan(source: Source, workers: int | None = None) -> Stage[Survey]:
         survey = Survey.from_json(json.loads(path.read_bytes()))
         cache.mark_used(path)
         return finished(label, survey)
-    return Stage(label, source.extent, _scan(source, workers))
+    return Stage(label, source.extent, _scan(source, workers), in_bytes=source.count is None)
 
 
 def auto_channels(survey: Survey) -> int:

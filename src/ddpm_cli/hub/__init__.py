@@ -2,6 +2,6 @@
 
 from .client import RepoName, parse, require
 from .download import Pulled, fetch
-from .upload import push
+from .upload import push, require_token
 
-__all__ = ["Pulled", "RepoName", "fetch", "parse", "push", "require"]
+__all__ = ["Pulled", "RepoName", "fetch", "parse", "push", "require", "require_token"]

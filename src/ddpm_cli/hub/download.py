@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import queue
@@ -30,6 +31,7 @@ _WANTED = (*_FLAT, *_NESTED, NOTES, WEIGHTS, PICKLED_WEIGHTS, f"unet/{WEIGHTS}",
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _BLOCK = 2**20
+_LEFT_BEHIND_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def fetch(name: RepoName, *, pickles: bool = False) -> Stage[Pulled]:
     documents = _documents(name, files)
     weights = _weights(name, commit, files, pickles)
     missing = sum(file.size for file in (*documents, weights) if file and not _path(name, commit, file.path))
-    return Stage(label, missing, _fetch(name, commit, documents, weights))
+    return Stage(label, missing, _fetch(name, commit, documents, weights), in_bytes=True)
 
 
 def _listed(name: RepoName) -> tuple[str, dict[str, RemoteFile]]:
@@ -148,9 +150,18 @@ def _fetch(
         yield from _fetch_file(name, commit, weights)
         if weights.path.endswith(PICKLED_WEIGHTS):
             keep_as_safetensors(pulled.folder)
+    _remove_leftovers(pulled.folder.parents[1] / "blobs")
     if name.revision != commit:
         _remember(pulled.folder, name.revision or constants.DEFAULT_REVISION, commit)
     return pulled
+
+
+def _remove_leftovers(blobs: Path) -> None:
+    """Remove what interrupted downloads left long ago: the client begins each under a name of its own."""
+    for leftover in blobs.glob("*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND_SECONDS:
+                leftover.unlink()
 
 
 def _remember(folder: Path, revision: str, commit: str) -> None:

@@ -11,6 +11,16 @@ from ..errors import HubError
 from .client import RepoName, api, hub_errors, patiently
 
 
+def require_token() -> None:
+    """Refuse to publish without a token, before the work is done that is to be published.
+
+    Raises:
+        HubError: there is none.
+    """
+    if get_token() is None:
+        raise HubError(f"pushing to {constants.ENDPOINT} needs a token: set HF_TOKEN to one that may write")
+
+
 def push(name: RepoName, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
     """Put files into a repository, which is made if it is not there, in one commit.
 
@@ -25,8 +35,7 @@ def push(name: RepoName, files: Mapping[str, Path | bytes], *, private: bool, me
     Raises:
         HubError: the Hub refuses, or cannot be reached; then nothing of the commit is there.
     """
-    if get_token() is None:
-        raise HubError(f"pushing to {constants.ENDPOINT} needs a token: set HF_TOKEN to one that may write")
+    require_token()
     client = api()
     operations = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
     patiently(name, lambda: client.create_repo(name.repo, private=private, exist_ok=True))

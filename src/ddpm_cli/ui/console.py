@@ -58,25 +58,27 @@ class Screen:
         start: int = 0,
         amount: Callable[[Item], int] = lambda item: 1,
         note: Callable[[Item], str | None] = lambda item: None,
+        in_bytes: bool = False,
     ) -> Iterator[Item]:
         """Pass items on while showing how far they are: a bar on a terminal, a plain line now and then elsewhere.
 
         Args:
             total: what ``amount`` of all items adds up to, from ``start`` on.
             note: what to show of an item beside the bar; None keeps what was shown last.
+            in_bytes: whether amounts are bytes, and shown as such.
         """
         if self.verbosity < 0:
             yield from items
         elif sys.stderr.isatty():
-            yield from _bar(items, total, label, start, amount, note)
+            yield from _bar(items, total, label, start, amount, note, in_bytes)
         else:
-            yield from _lines(items, total, label, start, amount, note)
+            yield from _lines(items, total, label, start, amount, note, in_bytes)
 
 
 def shown(stage: Stage[T], screen: Screen) -> T:
     """The result of a stage, whose work is done now and shown."""
     if stage.total:
-        for _ in screen.progress(stage, stage.total, stage.label, amount=lambda done: done):
+        for _ in screen.progress(stage, stage.total, stage.label, amount=lambda done: done, in_bytes=stage.in_bytes):
             pass
     return stage.result()
 
@@ -160,13 +162,14 @@ def _bar(
     start: int,
     amount: Callable[[Item], int],
     note: Callable[[Item], str | None],
+    in_bytes: bool,
 ) -> Iterator[Item]:
     from rich import progress as rich
 
     columns = (
         rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
-        rich.MofNCompleteColumn(),
+        rich.DownloadColumn(binary_units=True) if in_bytes else rich.MofNCompleteColumn(),
         rich.TextColumn("{task.fields[note]}", markup=False),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(compact=True),
@@ -195,6 +198,7 @@ def _lines(
     start: int,
     amount: Callable[[Item], int],
     note: Callable[[Item], str | None],
+    in_bytes: bool,
 ) -> Iterator[Item]:
     done, shown = start, ""
     began = last = time.monotonic()
@@ -205,5 +209,6 @@ def _lines(
         if now - last >= PLAIN_LINE_SECONDS:
             last = now
             left = (now - began) * (total - done) / max(done - start, 1)
-            _write(f"{label}: {done}/{total}{', ' + shown if shown else ''}, {duration(left)} left")
+            far = f"{size(done)} of {size(total)}" if in_bytes else f"{done}/{total}"
+            _write(f"{label}: {far}{', ' + shown if shown else ''}, {duration(left)} left")
         yield item
