@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -70,16 +71,23 @@ class Repository:
         return hashlib.sha1(json.dumps(listing).encode()).hexdigest()
 
 
+@functools.lru_cache(256)  # large files are asked about again and again
 def git_sha1(data: bytes) -> str:
     """How git names a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@functools.lru_cache(256)
+def sha256(data: bytes) -> str:
+    """How the Hub names the content of a large file."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def entry(path: str, data: bytes) -> dict[str, Any]:
     """A file as the Hub lists it."""
     listed: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": git_sha1(data)}
     if path.endswith(LARGE):
-        listed["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        listed["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
     return listed
 
 
