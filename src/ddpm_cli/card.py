@@ -10,10 +10,10 @@ from typing import Any
 from .checkpoint import StoredModel, read_json
 from .errors import InputError
 from .files import printable
+from .pixels import COLOURS
 from .unet import parameter_count
 
 PICTURE = "samples.png"
-COLOURS = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .checkpoint import MANIFEST, StoredModel, verify
 from .model import ready
+from .pixels import COLOURS
 from .published import PUBLISHED, TOLERANCE, Published, difference
 from .unet import flops, parameter_count
 
@@ -69,13 +70,12 @@ class Info:
         """Names and values for people."""
         stored, unet, d, past = self.stored, self.stored.unet, self.stored.diffusion, self.stored.provenance
         height, width = unet.size
-        colours = {1: "grey", 3: "RGB", 4: "RGBA"}[unet.in_channels]
         attention = [str(c) for c, b in zip(unet.block_out_channels, unet.down_block_types, strict=True) if "Attn" in b]
         betas = f"beta {d.beta_start:g} to {d.beta_end:g}" if d.schedule == "linear" else ""
         rows = [
             ("model", stored.source),
             ("folder", str(stored.folder)),
-            ("images", f"{height}x{width}, {colours}"),
+            ("images", f"{height}x{width}, {COLOURS[unet.in_channels]}"),
             ("network", f"{self.parameters:,} parameters; {self.flops / 1e9:.2f} GFLOP an image"),
             ("", f"channels {', '.join(map(str, unet.block_out_channels))}; {unet.layers_per_block} blocks a level"),
             ("", f"attention at {' and '.join([*(f'{c} channels' for c in attention), 'the middle'])}"),

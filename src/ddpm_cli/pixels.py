@@ -33,6 +33,7 @@ P = TypeVar("P", npt.NDArray[np.uint8], npt.NDArray[Any])
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_FILE_BYTES = 256 * 2**20
+COLOURS = {1: "grey", 3: "RGB", 4: "RGBA"}  # what so many channels are, for people
 MAX_SIDE = 16384
 MAX_PIXELS = MAX_SIDE * MAX_SIDE // 2  # Pillow refuses only images that are half as large again
 BACKGROUND = 255  # transparent pixels are put on white

@@ -16,6 +16,7 @@ from ..checkpoint import StoredModel, newest
 from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
+from ..pixels import COLOURS
 from ..plan import Plan, TrainOptions, check, plan
 from ..run import Progress, check_folder, run
 from ..ui.console import Screen, as_json, duration, plural, size
@@ -77,12 +78,11 @@ class Job:
     def _announce(self, screen: Screen, images: Images, what: Plan, price: Cost, device: str) -> None:
         n, height, width, channels = images.shape
         config, cadence = what.config, what.cadence
-        colours = {1: "grey", 3: "RGB", 4: "RGBA"}[channels]
         name = f"fine-tuned from {self.start}" if self.start else what.preset
         widths = ", ".join(map(str, config.unet.block_out_channels))
         batch = config.train.batch_size
         rows = [
-            ("images", f"{n:,} of {height}x{width}, {colours}, from {self.images}"),
+            ("images", f"{n:,} of {height}x{width}, {COLOURS[channels]}, from {self.images}"),
             ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
             ("training", f"batches of {batch}, learning rate {config.train.lr:g}"),
             ("device", f"{device}, {config.train.precision}"),

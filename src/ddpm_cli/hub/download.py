@@ -207,7 +207,7 @@ def _patiently_download(name: RepoName, commit: str, path: str, again: bool) -> 
 def _download(name: RepoName, commit: str, path: str, again: bool) -> Iterator[int]:
     """The client's download in a thread of its own; yields the bytes as they come.
 
-    The thread is a daemon: an interrupt leaves it behind, and what it had fetched for the next time.
+    The thread is a daemon, so that an interrupt need not wait for it.
     """
     events: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
 
