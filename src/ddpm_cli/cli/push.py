@@ -19,7 +19,7 @@ Examples:
 @click.command("push", cls=Command, epilog=EPILOG)
 @click.argument("model", metavar="MODEL", type=NameType())
 @click.argument("repo", metavar="REPO")
-@click.option("--private", is_flag=True, help="If the repository is made now, only its owner sees it.")
+@click.option("--private", is_flag=True, help="Only you see the repository; one that is there and public is refused.")
 @click.option("--bpd", type=PathType(), metavar="FILE", help="What ddpm eval-bpd --json printed, for the model's page.")
 @click.option("--dry-run", is_flag=True, help="Say what would be published, print the page, and stop.")
 @verbosity_options

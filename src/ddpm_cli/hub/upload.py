@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, constants, get_token
 
-from ..errors import HubError
-from .client import RepoName, api, hub_errors, patiently
+from ..errors import ArgumentError, HubError
+from .client import REQUEST_SECONDS, RepoName, api, hub_errors, patiently
 
 
 def require_token() -> None:
@@ -26,19 +26,25 @@ def push(name: RepoName, files: Mapping[str, Path | bytes], *, private: bool, me
 
     Args:
         files: by path in the repository. Files of other names that are there already stay.
-        private: whether only its owner sees a repository that is made now.
+        private: whether only its owner may see it; a repository that is there already and public is then refused.
         message: of the commit, one line.
 
     Returns:
         ``user/repo@commit``.
 
     Raises:
-        HubError: the Hub refuses, or cannot be reached; then nothing of the commit is there.
+        ArgumentError: it is to be private, and the repository is public.
+        HubError: the Hub refuses, or cannot be reached. After a time-out the commit may be there all the same.
     """
     require_token()
     client = api()
     operations = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
     patiently(name, lambda: client.create_repo(name.repo, private=private, exist_ok=True))
+    if private and not patiently(name, lambda: client.model_info(name.repo, timeout=REQUEST_SECONDS)).private:
+        raise ArgumentError(
+            f"{name} exists and is public, so --private cannot hide what is pushed; make it private on "
+            f"{constants.ENDPOINT}, or name another repository"
+        )
     with hub_errors(name):
         commit = client.create_commit(name.repo, operations, commit_message=message, revision=name.revision)
     return f"{name.repo}@{commit.oid}"
