@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .checkpoint import StoredModel, read_json
 from .errors import InputError
@@ -70,11 +71,15 @@ class Measured:
             InputError: it is not that.
         """
         data = read_json(path)
-        try:
-            stderr = data["stderr"]
-            return cls(float(data["bits_per_dim"]), None if stderr is None else float(stderr), int(data["images"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{printable(path)} is not what ddpm eval-bpd --json prints") from error
+        bits, stderr, images = (data.get(key) for key in ("bits_per_dim", "stderr", "images"))
+        is_spread = stderr is None or _is_finite(stderr)
+        if _is_finite(bits) and is_spread and isinstance(images, int) and images > 0:
+            return cls(bits, stderr, images)
+        raise InputError(f"{printable(path)} is not what ddpm eval-bpd --json prints")
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def card(repo: str, stored: StoredModel, run: RunFacts | None, measured: Measured | None) -> str:
