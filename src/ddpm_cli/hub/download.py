@@ -185,7 +185,7 @@ def _fetch_file(name: RepoName, commit: str, file: RemoteFile) -> Iterator[int]:
             yield 0 if cached or again else file.size - done
             return
         if path:  # before anyone takes it for whole: the content, and the name that leads to it
-            path.resolve().unlink(missing_ok=True)
+            _content(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     raise HubError(f"{name}: {file.path} arrived damaged twice: its content is not what the Hub lists; try again later")
 
@@ -248,13 +248,21 @@ def _cached(name: RepoName) -> Pulled | None:
     found = _found(name, name.revision)
     if found is None:
         return None
-    for file in (*_FLAT, *_NESTED, WEIGHTS, f"unet/{WEIGHTS}"):
+    for file in _WANTED:
         path = found.folder / file
         # What was made here of a pickle is a plain file, and no link to a content with a digest for its name.
-        expected = path.resolve().name if path.is_symlink() and path.exists() else ""
+        expected = _content(path).name if path.is_symlink() and path.exists() else ""
         if expected and _digest(path, expected) != expected:
             raise InputError(f"{printable(path)} was altered: its content is not what the Hub listed; delete it")
     return found
+
+
+def _content(path: Path) -> Path:
+    """Where a name in the cache leads to, one step: a content of this repository, named by its digest.
+
+    That may itself lead on to a store that repositories share, which has names of another kind, and is not ours.
+    """
+    return path.parent / path.readlink() if path.is_symlink() else path
 
 
 def _found(name: RepoName, revision: str | None) -> Pulled | None:
