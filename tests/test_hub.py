@@ -239,6 +239,32 @@ def test_an_altered_file_of_the_cache_is_refused(
     assert weights.read_bytes() == repository.files[NESTED]
 
 
+def test_altered_notes_of_the_cache_are_refused(call: Call, server: HubServer, repository: Repository) -> None:
+    notes = Path(call("pull", "u/m").lines[0]) / "ddpm.json"
+    notes.resolve().write_bytes(notes.read_bytes().replace(b"null", b"9999", 1))
+    done = call("info", "u/m", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 3
+    assert "ddpm.json was altered" in done.stderr
+
+
+def test_contents_in_a_store_that_repositories_share(
+    call: Call, server: HubServer, repository: Repository, tmp_path: Path
+) -> None:
+    """What the client makes of files that came by Xet: a second link, to a name that is no digest of the content."""
+    weights = Path(call("pull", "u/m").lines[0]) / NESTED
+    content, shared = weights.resolve(), tmp_path / "hf-home" / "hub" / "blobs" / "ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    content.rename(shared)
+    content.symlink_to(os.path.relpath(shared, content.parent))
+    sample = ("sample", "-m", "u/m", "-n", "1", "-o", "a.png", "--force", *CPU)
+    assert call(*sample, env={"HF_HUB_OFFLINE": "1"}).returncode == 0
+    shared.write_bytes(b"damaged")
+    assert call(*sample, env={"HF_HUB_OFFLINE": "1"}).returncode == 3
+    assert call(*sample).returncode == 0  # fetched anew
+    assert shared.read_bytes() == b"damaged"  # others may have links to it
+    assert weights.read_bytes() == repository.files[NESTED]
+
+
 # --- what goes wrong on the way ---------------------------------------------------------------------------------------
 
 HTML = Answer(200, b"<html>Log in to the hotel's network</html>", {"Content-Type": "text/html"})
@@ -501,6 +527,34 @@ def test_what_cannot_be_pushed(
     assert "making a picture" not in done.stderr
 
 
+def test_what_is_to_be_private_is_not_pushed_where_all_can_see_it(
+    call: Call, server: HubServer, tiny_run: Path
+) -> None:
+    assert call("push", tiny_run, "me/m", env=TOKEN).returncode == 0
+    commits = len(server.commits)
+    done = call("push", tiny_run, "me/m", "--private", env=TOKEN)
+    assert done.returncode == 2
+    assert "me/m exists and is public" in done.stderr
+    assert len(server.commits) == commits
+    server.repositories["me/m"].private = True
+    assert call("push", tiny_run, "me/m", "--private", env=TOKEN).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"bits_per_dim": 1e999, "stderr": null, "images": 3}',
+        '{"bits_per_dim": "3", "stderr": null, "images": 3}',
+        '{"bits_per_dim": 3.0, "stderr": true, "images": 3}',
+        '{"bits_per_dim": 3.0, "stderr": 0.1, "images": -3}',
+        '{"bits_per_dim": 3.0, "stderr": 0.1, "images": 3.5}',
+    ],
+)
+def test_bits_per_dim_that_cannot_be_are_refused(call: Call, tiny_run: Path, tmp_path: Path, data: str) -> None:
+    (tmp_path / "bpd.json").write_text(data)
+    assert call("push", tiny_run, "me/m", "--dry-run", "--bpd", "bpd.json").returncode == 3
+
+
 def test_a_hub_that_refuses_a_commit(call: Call, server: HubServer, tiny_run: Path) -> None:
     server.fail("POST", "/commit/", times=ALWAYS, answer=Answer(403, b"{}"))
     done = call("push", tiny_run, "me/m", env=TOKEN)
@@ -545,6 +599,7 @@ def test_weights_that_are_only_a_pickle_are_read_when_asked_and_kept(
     assert not any(path.endswith(".bin") for _, path in server.requests)
     done = call("pull", "--allow-pickle", "u/m")
     assert done.returncode == 0, done.stderr
+    assert "but for the weights, which were made here of a pickle" in call("info", "u/m").stdout.decode()
     kept = read_model(Path(done.lines[0]), "u/m")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.weights.items())
     server.requests.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,6 @@ def test_without_a_model_it_is_about_the_one_that_is_meant(ddpm: Ddpm, tiny_run:
 
 
 def test_an_altered_file_is_found(ddpm: Ddpm, tiny_run: Path, tmp_path: Path) -> None:
-    import shutil
-
     run = shutil.copytree(tiny_run, tmp_path / "run") / "checkpoints" / "step-00000007"
     (run / "train" / "state.json").write_text("{}")
     done = ddpm("info", run)
@@ -95,3 +94,14 @@ def test_all_nine_are_known() -> None:
     assert {len(published.outputs) for published in PUBLISHED.values()} == {8, 30}
     for repo, published in PUBLISHED.items():
         assert published.average == ("-ema-" in repo)
+
+
+def test_a_folder_that_only_says_where_it_is_from_proves_nothing(ddpm: Ddpm, tiny_run: Path, tmp_path: Path) -> None:
+    forged = tmp_path / "snapshots" / "x"
+    shutil.copytree(tiny_run / "checkpoints" / "step-00000007", forged)
+    shutil.rmtree(forged / "train")
+    (forged / "MANIFEST.json").unlink()
+    (forged / "ddpm.json").write_text(json.dumps({"schema": 1, "origin": "google/ddpm-cifar10-32@x"}))
+    done = ddpm("info", forged)
+    assert "no digests to compare them with" in done.stdout.decode()
+    assert ddpm("info", forged, "--verify").returncode == 2

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from .checkpoint import MANIFEST, StoredModel, verify
+from .checkpoint.layout import weights_file
 from .model import ready
 from .pixels import COLOURS
 from .published import PUBLISHED, TOLERANCE, Published, difference
@@ -121,7 +121,7 @@ def examine(stored: StoredModel, *, outputs: bool) -> Info:
 
 
 def _published(stored: StoredModel) -> Published | None:
-    return PUBLISHED.get((stored.provenance.origin or "").partition("@")[0])
+    return PUBLISHED.get((stored.provenance.origin or "").partition("@")[0]) if stored.from_hub else None
 
 
 def _weights(stored: StoredModel, published: Published | None) -> str:
@@ -139,10 +139,8 @@ def _checked(stored: StoredModel) -> str:
     if (stored.folder / MANIFEST).is_file():
         verify(stored.folder)
         return f"all agree with {MANIFEST}"
-    if stored.provenance.origin and "@" in stored.provenance.origin and _in_cache(stored.folder):
-        return "all agree with the digests that the Hub lists"
+    if stored.from_hub:
+        if weights_file(stored.folder).is_symlink():
+            return "all agree with the digests that the Hub lists"
+        return "agree with the digests that the Hub lists, but for the weights, which were made here of a pickle"
     return "no digests to compare them with; tensors are of the right names, shapes and sizes"
-
-
-def _in_cache(folder: Path) -> bool:
-    return folder.parent.name == "snapshots"

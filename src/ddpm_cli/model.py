@@ -240,7 +240,7 @@ def read_pulled(pulled: Pulled, source: str) -> StoredModel:
     stored = read_model(pulled.folder, source)
     earlier = stored.provenance.origin
     origin = pulled.origin if earlier is None else f"{pulled.origin} ({earlier})"
-    return replace(stored, provenance=replace(stored.provenance, origin=origin))
+    return replace(stored, provenance=replace(stored.provenance, origin=origin), from_hub=True)
 
 
 def _read_folder(path: Path, spec: str) -> StoredModel:

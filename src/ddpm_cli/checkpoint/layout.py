@@ -88,6 +88,7 @@ class StoredModel:
         weights: the state dict, float32 on the CPU.
         source: where it was found, as the user named it.
         folder: where its files lie; None if it was only made.
+        from_hub: whether they were fetched from a Hub just now or before, and compared with what it lists.
     """
 
     unet: UNetConfig
@@ -96,6 +97,7 @@ class StoredModel:
     source: str
     provenance: Provenance = Provenance()
     folder: Path | None = None
+    from_hub: bool = False
 
     @property
     def identity(self) -> str:
