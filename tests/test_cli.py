@@ -229,3 +229,34 @@ def test_names_that_are_empty_or_too_long_or_no_files_are_refused(ddpm: Ddpm, tm
     pipe = ddpm("noise", "pipe.png", timeout=20)
     assert pipe.returncode == 3
     assert "neither a file nor a folder" in pipe.stderr
+
+
+IMPORTING = """
+import os, signal, sys, time
+os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+time.sleep(0.2)
+print("imported", flush=True)
+"""
+UNDER_WAY = """
+import sys, time, click
+from ddpm_cli import cli
+
+@click.command()
+def command():
+    import slow
+    time.sleep(20)
+
+cli.group.main = command.main
+sys.exit(cli.run([]))
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_waits_for_the_end_of_an_import(
+    ddpm_env: dict[str, str], tmp_path: Path, name: str, code: int
+) -> None:
+    (tmp_path / "slow.py").write_text(IMPORTING)
+    (tmp_path / "main.py").write_text(UNDER_WAY)
+    command = [sys.executable, str(tmp_path / "main.py"), name]
+    done = subprocess.run(command, env=ddpm_env, capture_output=True, text=True, timeout=15)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "imported\n", "error: interrupted\n")

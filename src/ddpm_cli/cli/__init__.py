@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import click
@@ -32,6 +33,8 @@ COMMANDS = {
 }
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_LATER = 0.05  # seconds
 
 EPILOG = """\b
 Examples:
@@ -151,13 +154,20 @@ def run(args: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within, SIGINT, SIGTERM and SIGHUP end the program by way of every ``finally``, as only SIGINT does otherwise."""
+    """Within, SIGINT, SIGTERM and SIGHUP end the program by way of every ``finally``, as only SIGINT does otherwise.
+
+    One that comes while a module is imported waits for the end of that: a library's C code may abort at an exception,
+    or lose it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # where no handler can be set
         return
 
-    def handle(number: int, _: object) -> None:
-        raise Interrupted(number)
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            threading.Timer(_LATER, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+        else:
+            raise Interrupted(number)
 
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heeded}
@@ -166,6 +176,14 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _of_the_disk(error: OSError) -> str:
