@@ -449,13 +449,14 @@ def test_a_folder_with_safetensors_needs_no_flag_and_keeps_its_past(tiny_run: Pa
 
 
 def test_nothing_is_opened_unasked(ddpm: Ddpm, tmp_path: Path) -> None:
-    sentinel = tmp_path / "executed"
-    saved(tmp_path / "x.pt", Payload(sentinel))
+    saved(tmp_path / "x.pt", {"a": torch.zeros(1)})
     done = ddpm("convert", "x.pt", "-o", "out", "--heads", "2")
     assert done.returncode == 3
     assert "allow it: ddpm convert --allow-pickle x.pt -o out --heads 2\n" in done.stderr
     with pytest.raises(InputError, match="never read unasked"):
         convert(tmp_path / "x.pt", Options())
+    sentinel = tmp_path / "executed"
+    saved(tmp_path / "x.pt", Payload(sentinel))
     done = ddpm("convert", "x.pt", "-o", "out", "--allow-pickle")
     assert done.returncode == 3
     assert "names 'posix.mkdir', which no weights are made of" in done.stderr
@@ -473,6 +474,8 @@ def test_nothing_is_opened_unasked(ddpm: Ddpm, tmp_path: Path) -> None:
         (["x.pt"], 2, "Missing option '-o'"),
         (["x.safetensors", "-o", "out"], 3, "not a safetensors file"),
         (["x.pt", "-o", "out", "--allow-pickle"], 3, "x.pt is no file of torch.save"),
+        (["x.pt", "-o", "out"], 3, "x.pt is no file of torch.save"),
+        (["x.pt", "-o", "x.safetensors/out"], 7, "x.safetensors is a file, not a folder"),
     ],
 )
 def test_errors_of_the_command(ddpm: Ddpm, tmp_path: Path, args: list[str], code: int, message: str) -> None:

@@ -76,6 +76,18 @@ def read(path: Path) -> Plain:
     return _plain(content)
 
 
+def recognise(path: Path) -> None:
+    """Refuse what is no file of torch.save at all, or one that names more than tensors are made of; nothing is built.
+
+    Raises:
+        InputError: it is no such file, or cannot be read.
+    """
+    try:
+        _is_zip(path)
+    except OSError as error:
+        raise InputError(f"{printable(path)} cannot be read: {error.strerror}") from error
+
+
 def read_state_dict(path: Path, expected: Shapes) -> Tensors:
     """A network's weights from a file of torch.save: what `weights.read` does for safetensors files.
 

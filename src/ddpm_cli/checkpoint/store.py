@@ -100,7 +100,10 @@ def check_new(folder: Path) -> None:
     with disk_errors(folder):
         if folder.exists() or folder.is_symlink():
             raise ArgumentError(f"{printable(folder)} exists already; name another folder with -o")
-        if not folder.absolute().parent.is_dir():
+        parent = folder.absolute().parent
+        if parent.exists() and not parent.is_dir():
+            raise DiskError(f"cannot write {printable(folder)}: {printable(folder.parent)} is a file, not a folder")
+        if not parent.is_dir():
             raise DiskError(
                 f"cannot write {printable(folder)}: there is no folder {printable(folder.parent)}; make it first"
             )

@@ -44,7 +44,7 @@ def pickle_in(path: Path) -> Path | None:
     """The pickle that `convert` would have to open, or None if it needs none.
 
     Raises:
-        InputError: there is nothing of this name, or a folder without a model.
+        InputError: there is nothing of this name, a folder without a model, or a file that is no pickle either.
     """
     if path.is_dir():
         if not is_model_folder(path):
@@ -52,7 +52,10 @@ def pickle_in(path: Path) -> Path | None:
         path = weights_file(path)
     elif not path.exists():
         raise InputError(f"there is no file {printable(path)}")
-    return None if path.suffix == SAFE_SUFFIX else path
+    if path.suffix == SAFE_SUFFIX:
+        return None
+    pickles.recognise(path)
+    return path
 
 
 def _convert_folder(folder: Path, options: Options) -> StoredModel:
