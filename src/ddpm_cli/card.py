@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from .checkpoint import StoredModel, read_json
@@ -15,6 +18,8 @@ from .pixels import COLOURS
 from .unet import parameter_count
 
 PICTURE = "samples.png"
+
+_MARKUP = re.compile(r"([\\`*_\[\]<>|])")  # in what others wrote: names of repositories and files
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,18 @@ def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def card(repo: str, stored: StoredModel, run: RunFacts | None, measured: Measured | None) -> str:
-    """README.md for a repository, with the front matter that the Hub reads."""
+def card(
+    repo: str,
+    stored: StoredModel,
+    run: RunFacts | None,
+    measured: Measured | None,
+    licence: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """README.md for a repository, with the front matter that the Hub reads.
+
+    Args:
+        licence: its owner's choice, as fields of the front matter.
+    """
     name = repo.partition("/")[2]
     tags = ["ddpm", "diffusion", "unconditional-image-generation"]
     lines = [
@@ -92,6 +107,7 @@ def card(repo: str, stored: StoredModel, run: RunFacts | None, measured: Measure
         "pipeline_tag: unconditional-image-generation",
         "tags:",
         *(f"- {tag}" for tag in tags),
+        *(f"{key}: {json.dumps(value)}" for key, value in licence.items()),  # JSON's strings are YAML's
         "---",
         "",
         f"# {name}",
@@ -127,7 +143,9 @@ def card(repo: str, stored: StoredModel, run: RunFacts | None, measured: Measure
         "",
         "## Licence",
         "",
-        "Not stated yet. Whoever published this model may add a `license:` to the front matter of this page.",
+        "As the front matter of this page states."
+        if licence
+        else "Not stated yet. Whoever published this model may add a `license:` to the front matter of this page.",
         "",
     ]
     return "\n".join(lines)
@@ -149,7 +167,7 @@ def _facts(stored: StoredModel, run: RunFacts | None, measured: Measured | None)
         *(run.settings if run else ()),
         ("bits/dim", measured and _bits(measured)),
     ]
-    return [(key, printable(value)) for key, value in facts if value]
+    return [(key, _MARKUP.sub(r"\\\1", printable(value))) for key, value in facts if value]
 
 
 def _bits(measured: Measured) -> str:

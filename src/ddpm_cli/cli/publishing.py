@@ -25,7 +25,8 @@ def publish(spec: str, repo: str, screen: Screen, *, private: bool, bpd: Path | 
     measured = Measured.read(bpd) if bpd else None
     stored = find_model(spec, screen)
     run = _run_of(stored)
-    text = card(name.repo, stored, RunFacts.read(run) if run else None, measured)
+    licence = {} if dry_run else hub.licence(name)
+    text = card(name.repo, stored, RunFacts.read(run) if run else None, measured, licence)
     with tempfile.TemporaryDirectory(prefix="ddpm-push-") as folder:
         save_model(Path(folder) / "model", stored)
         content = files(Path(folder) / "model", text, _picture(stored, run, screen))
