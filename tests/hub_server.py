@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".pt", ".png")  # kept outside git, with a SHA-256
@@ -45,6 +46,8 @@ class Fault:
         cut: bytes after which it ends.
         flip: position of a byte of the body to be changed.
         delay: seconds before anything is sent.
+        trickle: seconds between one 4,000th part of the body and the next.
+        whole: send it from its beginning, whatever part was asked for.
     """
 
     method: str
@@ -55,6 +58,8 @@ class Fault:
     cut: int | None = None
     flip: int | None = None
     delay: float = 0
+    trickle: float = 0
+    whole: bool = False
 
 
 @dataclass
@@ -154,6 +159,8 @@ class HubServer:
         elif self.token and not path.startswith("/store/") and handler.headers.get("Authorization") != self._bearer:
             answer = refusal(401, "RepoNotFound")
         else:
+            if fault.whole:
+                del handler.headers["Range"]
             with self._lock:
                 answer = self._answer(handler, path, body)
         self._send(handler, answer, fault)
@@ -172,12 +179,14 @@ class HubServer:
         headers = {"Content-Length": str(len(body)), **answer.headers, **fault.headers}
         handler.send_response(answer.status)
         for name, value in headers.items():
-            handler.send_header(name, value)
+            if value:
+                handler.send_header(name, value)
         handler.end_headers()
         cut = answer.cut if fault.cut is None else fault.cut
         if handler.command != "HEAD":
-            handler.wfile.write(body if cut is None else body[:cut])
-        if cut is not None:
+            with contextlib.suppress(ConnectionError):  # of a client that has heard enough
+                _write(handler.wfile, body if cut is None else body[:cut], fault.trickle)
+        if cut is not None or "" in headers.values():  # without a length, the end of the body is that of the connection
             handler.wfile.flush()
             handler.close_connection = True
 
@@ -214,7 +223,9 @@ class HubServer:
             return found
         files = [{"rfilename": path} for path in found.files]
         about = {"id": repo, "modelId": repo, "sha": found.commit, "private": found.private, "tags": []}
-        return as_json({**about, "downloads": 0, "likes": 0, "siblings": files})
+        stated = re.findall(r"(?m)^(license\w*): (.*)$", found.files.get("README.md", b"").decode())
+        page = {field: value.strip('"') for field, value in stated}
+        return as_json({**about, "downloads": 0, "likes": 0, "siblings": files, "cardData": page})
 
     def _paths(self, request: Request, repo: str, revision: str) -> Answer:
         if isinstance(found := self._found(repo, revision), Answer):
@@ -283,6 +294,13 @@ class HubServer:
                 self.put(repo, {value["path"]: self._store[value["oid"]]})
         commit = self.repositories[repo].commit
         return as_json({"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{repo}/commit/{commit}"})
+
+
+def _write(file: BinaryIO, body: bytes, trickle: float) -> None:
+    step = max(1, len(body) // 4000) if trickle else len(body) or 1
+    for start in range(0, len(body), step):
+        file.write(body[start : start + step])
+        time.sleep(trickle)
 
 
 @dataclass(frozen=True)

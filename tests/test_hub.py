@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from conftest import Ddpm, Finished
 from ddpm_cli.checkpoint import read_model
 from ddpm_cli.checkpoint.layout import WEIGHTS
 from ddpm_cli.config import UNetConfig
-from ddpm_cli.hub.client import LONGEST_WAIT, RepoName, parse
+from ddpm_cli.hub.client import LONGEST_WAIT, SILENT_SECONDS, RepoName, parse
 from ddpm_cli.unet import UNet, build
 from hub_server import Answer, HubServer, Repository, as_json, refusal, run_without_sockets, serving
 from models import GOOGLE_256, GOOGLE_CIFAR10, random_unet, tiny, write_model
@@ -176,8 +177,12 @@ def test_a_revision_is_what_is_asked_for(call: Call, server: HubServer, reposito
     missing = call("pull", "u/m@v2")
     assert missing.returncode == 4
     assert "no such revision" in missing.stderr
-    for wrong in ("nonsense", "u/m@../x", "../../etc/passwd", "u/m/n"):
-        assert call("pull", wrong).returncode == 2, wrong
+    for wrong in ("nonsense", "u/m@../x", "../../etc/passwd", "u/m/n", ""):
+        refused = call("pull", wrong)
+        assert refused.returncode == 2
+        assert f"'{wrong}' is no repository" in refused.stderr
+    assert "is no revision" in call("pull", "u/m", "--revision", "../x").stderr
+    assert "names a revision already" in call("pull", "u/m@main", "--revision", "v1").stderr
 
 
 def test_a_pull_into_a_folder(call: Call, server: HubServer, repository: Repository, tmp_path: Path) -> None:
@@ -235,8 +240,40 @@ def test_an_altered_file_of_the_cache_is_refused(
     offline = call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", *CPU, env={"HF_HUB_OFFLINE": "1"})
     assert offline.returncode == 3
     assert "was altered" in offline.stderr
+    assert not (tmp_path / "a.png").exists()
     assert call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", *CPU).returncode == 0  # fetched anew
     assert weights.read_bytes() == repository.files[NESTED]
+
+
+def test_a_cache_in_which_a_name_leads_elsewhere(
+    call: Call, server: HubServer, repository: Repository, tmp_path: Path
+) -> None:
+    notes = Path(call("pull", "u/m").lines[0]) / "ddpm.json"
+    os.mkfifo(tmp_path / "pipe")
+    notes.unlink()
+    notes.symlink_to(tmp_path / "pipe")
+    assert call("info", "u/m", env={"HF_HUB_OFFLINE": "1"}, timeout=20).returncode == 0  # without the notes
+    assert call("info", "u/m").returncode == 0
+    assert notes.is_file()  # fetched anew
+    assert (tmp_path / "pipe").is_fifo()  # which is not ours to remove
+
+
+def test_a_cache_that_holds_all_is_not_written(call: Call, server: HubServer, repository: Repository) -> None:
+    folder = Path(call("pull", "u/m").lines[0])
+    ref = folder.parents[1] / "refs" / "main"
+    before = ref.stat()
+    assert call("pull", "u/m").returncode == 0
+    assert (ref.stat().st_ino, ref.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    ref.unlink()
+    ref.parent.rmdir()
+    ref.parent.write_bytes(b"")  # where none can be written, as in a cache that is read-only
+    assert call("info", "u/m").returncode == 0
+
+
+def test_a_cache_that_cannot_be_made(call: Call, server: HubServer, repository: Repository) -> None:
+    done = call("pull", "u/m", env={"HF_HOME": "/proc/hf"})
+    assert done.returncode == 7
+    assert "cannot write /proc/hf/hub" in done.stderr
 
 
 def test_altered_notes_of_the_cache_are_refused(call: Call, server: HubServer, repository: Repository) -> None:
@@ -265,6 +302,40 @@ def test_contents_in_a_store_that_repositories_share(
     assert weights.read_bytes() == repository.files[NESTED]
 
 
+def test_offline_half_a_model_is_none(call: Call, server: HubServer, repository: Repository) -> None:
+    folder = Path(call("pull", "u/m").lines[0])
+    (folder / NESTED).unlink()
+    done = call("info", "u/m", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 4
+    assert "u/m is not in the cache" in done.stderr
+
+
+def test_a_cache_whose_note_of_the_branch_is_damaged(call: Call, server: HubServer, repository: Repository) -> None:
+    folder = Path(call("pull", "u/m").lines[0])
+    (folder.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe\0")
+    done = call("info", "u/m", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 4, done.stderr
+    assert call("info", "u/m").returncode == 0
+    assert call("info", "u/m", env={"HF_HUB_OFFLINE": "1"}).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"HF_ENDPOINT": ""}, "HF_ENDPOINT is ''; it must begin with https://"),
+        ({"HF_ENDPOINT": "hub.example"}, "HF_ENDPOINT is 'hub.example'"),
+        ({"HF_ENDPOINT": "http://me:secret@127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached for u/m"),
+        ({"HF_TOKEN": "hf_\u00e9"}, "has characters that no token has"),
+        ({"ALL_PROXY": "nonsense://x"}, "the proxy that the environment names is of no use"),
+    ],
+)
+def test_an_environment_that_is_of_no_use(call: Call, env: dict[str, str], message: str) -> None:
+    done = call("pull", "u/m", env=env)
+    assert done.returncode == 4
+    assert message in done.stderr
+    assert "secret" not in done.stderr
+
+
 # --- what goes wrong on the way ---------------------------------------------------------------------------------------
 
 HTML = Answer(200, b"<html>Log in to the hotel's network</html>", {"Content-Type": "text/html"})
@@ -289,6 +360,8 @@ ALWAYS = 100
         ("GET", FILE, {"answer": HTML}, 4, "answered in a way that is not the Hub's"),
         ("GET", ABOUT, {"answer": as_json({"id": "u/m", "sha": "../../x"})}, 4, "names a commit of u/m that is none"),
         ("HEAD", FILE, {"headers": {"ETag": "../../../../x", "X-Linked-Etag": "../../x"}}, 4, "an ETag that is none"),
+        ("HEAD", FILE, {"headers": {"X-Repo-Commit": "0" * 40}}, 4, "sends a file of commit 0{40} where"),
+        ("HEAD", FILE, {"headers": {"X-Repo-Commit": "../../x"}}, 4, "sends a file of commit ../../x where"),
         ("GET", FILE, {"flip": 100}, 4, "arrived damaged twice"),
         ("POST", "paths-info", {"answer": as_json([])}, 3, "holds no model that is read here"),
         (
@@ -346,12 +419,17 @@ def test_trouble_that_passes_is_waited_for(
 def test_trouble_that_does_not_pass_ends_within_a_deadline(
     server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
 ) -> None:
-    # All at once, since each of them waits: a Hub that is busy, that asks for 30 years, and that is silent.
+    # All at once, since each of them waits: a Hub that is busy, that asks for 30 years, that is silent, that sends a
+    # byte now and then, and that begins the file again and again.
     faults = {
         "busy": ("GET", ABOUT, {"answer": Answer(500, b"{}")}, r"has trouble of its own \(500\)"),
         "slow down": ("GET", ABOUT, {"answer": Answer(429, b"{}", ABSURD)}, r"asks to slow down \(429\)"),
         "no file": ("HEAD", FILE, {"answer": Answer(429, headers=ABSURD)}, r"asks to slow down \(429\)"),
-        "silence": ("GET", ABOUT, {"delay": 30}, "cannot be reached for u/m: no answer within 10 s"),
+        "silence": ("GET", ABOUT, {"delay": 30}, "cannot be reached for u/m: no answer in time"),
+        "silent file": ("HEAD", FILE, {"delay": 90}, f"sent nothing new of {NESTED} of u/m for 60 s"),
+        "silent content": ("GET", FILE, {"delay": 90}, f"sent nothing new of {NESTED} of u/m for 60 s"),
+        "trickle": ("GET", FILE, {"trickle": 1.0}, f"sent nothing new of {NESTED} of u/m for 60 s"),
+        "again": ("GET", FILE, {"cut": 100_000, "whole": True}, f"sent nothing new of {NESTED} of u/m for 60 s"),
     }
     servers, children = [], {}
     try:
@@ -361,11 +439,12 @@ def test_trouble_that_does_not_pass_ends_within_a_deadline(
             servers.append(context)
             hub.put("u/m", repository.files)
             hub.fail(method, path, times=ALWAYS, **fault)
-            env = ddpm_env | environment(hub) | {"HF_HOME": str(tmp_path / name)}
+            patience = {"HF_HUB_ETAG_TIMEOUT": "10", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}  # as users have it
+            env = ddpm_env | environment(hub) | patience | {"HF_HOME": str(tmp_path / name)}
             children[name] = nursery.ddpm("pull", "u/m", env=env, cwd=tmp_path)
         for name, child in children.items():
-            assert child.wait(6 * (2 + LONGEST_WAIT + 1) + 30) == 4, name
-            (line,) = child.stderr.splitlines()
+            assert child.wait(SILENT_SECONDS + 6 * (2 + LONGEST_WAIT + 1) + 30) == 4, (name, child.stderr)
+            line = child.stderr.splitlines()[-1]
             assert re.search(faults[name][3], line), line
     finally:
         for context in servers:
@@ -395,6 +474,42 @@ def test_pulls_at_once_and_kills_leave_a_whole_cache(
         server.requests.clear()
 
 
+def test_a_pull_that_is_killed_while_the_weights_come(
+    server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], call: Call, tmp_path: Path
+) -> None:
+    server.fail("GET", FILE, trickle=0.004)
+    child = nursery.ddpm("pull", "u/m", env=ddpm_env | environment(server), cwd=tmp_path)
+    blobs = tmp_path / "hf-home" / "hub" / "models--u--m" / "blobs"
+    wait_until(lambda: any(path.stat().st_size for path in blobs.glob("*.incomplete")), "a part of the weights")
+    child.kill()
+    assert call("info", "u/m", env={"HF_HUB_OFFLINE": "1"}).returncode == 4
+    done = call("pull", "u/m")
+    assert done.returncode == 0, done.stderr
+    assert (Path(done.lines[0]) / NESTED).read_bytes() == repository.files[NESTED]
+
+
+def test_a_pull_that_is_interrupted_leaves_no_part(
+    server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
+) -> None:
+    server.fail("GET", FILE, trickle=0.0005)
+    child = nursery.ddpm("pull", "u/m", env=ddpm_env | environment(server), cwd=tmp_path)
+    blobs = tmp_path / "hf-home" / "hub" / "models--u--m" / "blobs"
+    wait_until(lambda: any(path.stat().st_size for path in blobs.glob("*.incomplete")), "a part of the weights")
+    child.kill(signal.SIGINT)
+    assert child.wait() == 130
+    assert child.stderr.splitlines()[-1] == "error: interrupted"
+    assert not [*blobs.glob("*.incomplete")]
+
+
+def test_a_file_that_does_not_end_where_it_should(call: Call, server: HubServer, repository: Repository) -> None:
+    size = len(repository.files[NESTED])
+    endless = Answer(200, bytes(5 * size), {"ETag": '"' + "0" * 64 + '"', "Content-Length": ""})
+    server.fail("GET", FILE, times=ALWAYS, answer=endless)
+    done = call("pull", "u/m")
+    assert done.returncode == 4
+    assert f"does not end where it should, after {size:,} bytes" in done.stderr
+
+
 def test_what_interrupted_downloads_left_is_removed_once_it_is_old(
     call: Call, server: HubServer, repository: Repository, tmp_path: Path
 ) -> None:
@@ -416,7 +531,7 @@ def test_what_interrupted_downloads_left_is_removed_once_it_is_old(
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "_class_name is 'UNet2DConditionModel'"),
         ("unet/config.json", {"_class_name": "os.system\x1b[31m"}, r"_class_name is 'os\.system\\\\x1b\[31m'"),
         ("unet/config.json", {"block_out_channels": [10**9, 10**9]}, "block_out_channels"),
-        ("unet/config.json", {"block_out_channels": [8192, 8192]}, "tensor .* has shape|is not"),
+        ("unet/config.json", {"block_out_channels": [8192, 8192]}, "tensor .* has shape"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "timesteps is"),
         ("scheduler/scheduler_config.json", {"beta_end": 0.9, "num_train_timesteps": 1000}, "alpha_bar_T"),
         ("ddpm.json", {"schema": 9}, "not of schema 1"),
@@ -555,6 +670,33 @@ def test_bits_per_dim_that_cannot_be_are_refused(call: Call, tiny_run: Path, tmp
     assert call("push", tiny_run, "me/m", "--dry-run", "--bpd", "bpd.json").returncode == 3
 
 
+def test_a_licence_that_was_chosen_stays(call: Call, server: HubServer, tiny_run: Path) -> None:
+    assert call("push", tiny_run, "me/m", env=TOKEN).returncode == 0
+    files = server.repositories["me/m"].files
+    files["README.md"] = files["README.md"].replace(b"\ntags:", b"\nlicense: cc-by-4.0\ntags:", 1)
+    assert call("push", tiny_run, "me/m", env=TOKEN).returncode == 0
+    page = files["README.md"].decode()
+    assert '\nlicense: "cc-by-4.0"\n' in page.split("---")[1]
+    assert "Not stated yet" not in page
+
+
+def test_what_others_wrote_is_no_markup_on_the_page(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    model = tmp_path / "copy"
+    write_model(model, random_unet(tiny(), 1))
+    notes = json.loads((model / "ddpm.json").read_text())
+    (model / "ddpm.json").write_text(json.dumps(notes | {"origin": "a|b <script> [x](http://y) `c`\n# d"}))
+    page = call("push", model, "me/m", "--dry-run").stdout.decode()
+    (row,) = (line for line in page.splitlines() if line.startswith("| origin"))
+    assert row == r"| origin | a\|b \<script\> \[x\](http://y) \`c\`\\n# d |"
+
+
+def test_offline_nothing_is_pushed(call: Call, server: HubServer, tiny_run: Path) -> None:
+    done = call("push", tiny_run, "me/m", env={**TOKEN, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 4
+    assert done.stderr == "error: HF_HUB_OFFLINE is set, so nothing can be published\n"
+    assert server.requests == []
+
+
 def test_a_hub_that_refuses_a_commit(call: Call, server: HubServer, tiny_run: Path) -> None:
     server.fail("POST", "/commit/", times=ALWAYS, answer=Answer(403, b"{}"))
     done = call("push", tiny_run, "me/m", env=TOKEN)
@@ -600,12 +742,18 @@ def test_weights_that_are_only_a_pickle_are_read_when_asked_and_kept(
     done = call("pull", "--allow-pickle", "u/m")
     assert done.returncode == 0, done.stderr
     assert "but for the weights, which were made here of a pickle" in call("info", "u/m").stdout.decode()
-    kept = read_model(Path(done.lines[0]), "u/m")
+    kept = read_model(folder := Path(done.lines[0]), "u/m")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.weights.items())
     server.requests.clear()
     for env in ({}, {"HF_HUB_OFFLINE": "1"}):
         assert call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", "--force", *CPU, env=env).returncode == 0
     assert not any("/resolve/" in path for _, path in server.requests)
+    whole = (folder / NESTED).read_bytes()
+    (folder / NESTED).resolve().write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for env in ({}, {"HF_HUB_OFFLINE": "1"}):
+        altered = call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", "--force", *CPU, env=env)
+        assert altered.returncode == 3
+        assert f"{NESTED} was altered" in altered.stderr
 
 
 def test_a_hostile_pickle_is_refused_even_when_asked_for(

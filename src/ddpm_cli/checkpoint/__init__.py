@@ -13,6 +13,7 @@ from .layout import (
     read_json,
     read_model,
     read_provenance,
+    weights_file,
 )
 from .store import MANIFEST, MOMENTS, Snapshot, check_new, newest, publish, read_snapshot, run_lock, save_model, verify
 
@@ -39,4 +40,5 @@ __all__ = [
     "run_lock",
     "save_model",
     "verify",
+    "weights_file",
 ]

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import reprlib
+import secrets
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -147,8 +148,11 @@ def weights_file(folder: Path) -> Path:
     return next((other for other in others if other.is_file()), file)
 
 
-def keep_as_safetensors(folder: Path) -> None:
+def keep_as_safetensors(folder: Path) -> Path:
     """Read the weights of a folder that has them only as a pickle, with care, and put a safetensors file beside it.
+
+    Returns:
+        That file.
 
     Raises:
         InputError: it holds anything but the tensors that the folder's configuration asks for.
@@ -156,13 +160,14 @@ def keep_as_safetensors(folder: Path) -> None:
     """
     tensors = read_model(folder, str(folder), unpickle=True).weights
     file = weights_file(folder).with_name(WEIGHTS)
-    staged = file.with_name(f".tmp-{os.getpid()}-{WEIGHTS}")
+    staged = file.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
     with disk_errors(file):
         try:
             weights.write(staged, tensors)
             staged.replace(file)
         finally:
             staged.unlink(missing_ok=True)
+    return file
 
 
 def _unet_folder(folder: Path) -> Path:
@@ -246,7 +251,7 @@ def read_json(path: Path) -> dict[str, Any]:
     where = printable(path)
     try:
         if not path.is_file():  # a pipe would be waited for
-            raise InputError(f"{where} is missing")
+            raise InputError(f"{where} is not a file" if path.exists() else f"{where} is missing")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise InputError(f"{where} has more than {MAX_JSON_BYTES} bytes; it is no configuration")
         data = json.loads(path.read_text("utf-8"), parse_constant=_constant)

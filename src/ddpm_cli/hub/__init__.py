@@ -1,7 +1,8 @@
 """The Hub: models that others have published, and a place for one's own."""
 
+from .cache import Pulled
 from .client import RepoName, parse, require
-from .download import Pulled, fetch
-from .upload import push, require_token
+from .download import fetch
+from .upload import licence, push, require_token
 
-__all__ = ["Pulled", "RepoName", "fetch", "parse", "push", "require", "require_token"]
+__all__ = ["Pulled", "RepoName", "fetch", "licence", "parse", "push", "require", "require_token"]
