@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .checkpoint import MANIFEST, StoredModel, verify
-from .checkpoint.layout import weights_file
+from .checkpoint import MANIFEST, PICKLED_WEIGHTS, WEIGHTS, StoredModel, verify, weights_file
 from .model import ready
 from .pixels import COLOURS
 from .published import PUBLISHED, TOLERANCE, Published, difference
@@ -71,13 +70,17 @@ class Info:
         stored, unet, d, past = self.stored, self.stored.unet, self.stored.diffusion, self.stored.provenance
         height, width = unet.size
         attention = [str(c) for c, b in zip(unet.block_out_channels, unet.down_block_types, strict=True) if "Attn" in b]
+        blocks = f"{unet.layers_per_block} block{'s' if unet.layers_per_block > 1 else ''}"
         betas = f"beta {d.beta_start:g} to {d.beta_end:g}" if d.schedule == "linear" else ""
         rows = [
             ("model", stored.source),
             ("folder", str(stored.folder)),
             ("images", f"{height}x{width}, {COLOURS[unet.in_channels]}"),
             ("network", f"{self.parameters:,} parameters; {self.flops / 1e9:.2f} GFLOP an image"),
-            ("", f"channels {', '.join(map(str, unet.block_out_channels))}; {unet.layers_per_block} blocks a level"),
+            (
+                "",
+                f"channels {', '.join(map(str, unet.block_out_channels))}; {blocks} a level",
+            ),
             ("", f"attention at {' and '.join([*(f'{c} channels' for c in attention), 'the middle'])}"),
             ("diffusion", ", ".join(filter(None, [f"T = {d.timesteps} {d.schedule}", betas, f"predicts {d.predict}"]))),
             ("", f"{d.variance}, x_0 {'' if d.clip else 'not '}clipped"),
@@ -107,6 +110,8 @@ def examine(stored: StoredModel, *, outputs: bool) -> Info:
     if outputs and published:
         unet = ready(stored, device="cpu", precision="fp32").denoiser.unet
         verification = Verification(difference(published, unet), TOLERANCE)
+        if not verification.passed:
+            published = None  # what is known of that network says nothing about this one
     folder = stored.folder
     return Info(
         stored=stored,
@@ -140,7 +145,8 @@ def _checked(stored: StoredModel) -> str:
         verify(stored.folder)
         return f"all agree with {MANIFEST}"
     if stored.from_hub:
-        if weights_file(stored.folder).is_symlink():
+        weights = weights_file(stored.folder)
+        if weights.name == WEIGHTS and not weights.with_name(PICKLED_WEIGHTS).is_file():
             return "all agree with the digests that the Hub lists"
         return "agree with the digests that the Hub lists, but for the weights, which were made here of a pickle"
     return "no digests to compare them with; tensors are of the right names, shapes and sizes"

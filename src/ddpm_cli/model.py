@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 
+_LONGEST_PAST = 500  # characters: each pull of what was pulled and pushed adds some
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -211,16 +213,17 @@ def find(spec: str) -> Stage[StoredModel]:
         HubError: the Hub does not deliver it.
     """
     if not spec:
-        raise InputError("the name of the model is empty; give a folder with -m, or leave it out")
+        raise InputError("the name of the model is empty; name a folder, user/repo of a Hub, or builtin:digits")
     if spec == BUILTIN_DIGITS:
         return later(f"reading {spec}", lambda: read_model(builtin_folder(), spec))
-    if Path(spec).exists():
+    if _is_there(Path(spec)):
         return later(f"reading {printable(spec)}", lambda: _read_folder(Path(spec), spec))
     from . import hub  # only where it is needed: the client alone takes a third of a second
 
     if (name := hub.parse(spec)) is None:
         raise InputError(
-            f"there is no model {printable(spec)}: no such folder, and it is not {BUILTIN_DIGITS} or user/repo of a Hub"
+            f"there is no model {printable(spec)[:200]}: no such folder, and it is not {BUILTIN_DIGITS} or "
+            "user/repo of a Hub"
         )
     fetching = hub.fetch(name)
 
@@ -231,6 +234,13 @@ def find(spec: str) -> Stage[StoredModel]:
     return Stage(fetching.label, fetching.total, work(), in_bytes=fetching.in_bytes)
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no name of a file, but one that is too long
+        return False
+
+
 def read_pulled(pulled: Pulled, source: str) -> StoredModel:
     """Read a model that was fetched from the Hub.
 
@@ -239,7 +249,7 @@ def read_pulled(pulled: Pulled, source: str) -> StoredModel:
     """
     stored = read_model(pulled.folder, source)
     earlier = stored.provenance.origin
-    origin = pulled.origin if earlier is None else f"{pulled.origin} ({earlier})"
+    origin = pulled.origin if earlier is None else f"{pulled.origin} ({earlier[:_LONGEST_PAST]})"
     return replace(stored, provenance=replace(stored.provenance, origin=origin), from_hub=True)
 
 

@@ -37,7 +37,7 @@ def command(model: str | None, verify: bool, as_json: bool, verbosity: int) -> N
 
     screen = Screen(verbosity)
     log_to(screen)
-    info = examine(find_model(model or default_spec(), screen), outputs=verify)
+    info = examine(find_model(default_spec() if model is None else model, screen), outputs=verify)
     for warning in info.warnings:
         screen.warn(warning)
     put_text(to_json(info.to_json()) if as_json else "\n".join(aligned(info.to_rows())))
