@@ -418,10 +418,10 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(run: Path) -> None:
         (folder / name).rename(folder / "saved")
         os.mkfifo(folder / name)
         assert newest(run) == older
-        with pytest.raises(InputError, match="is missing"):
+        with pytest.raises(InputError, match=r"is not a file|is missing"):
             verify(folder)
         if name not in ("MANIFEST.json", "model_index.json", "ddpm.json"):  # which a model need not have
-            with pytest.raises(InputError, match="missing"):
+            with pytest.raises(InputError, match=r"is not a file|is missing"):
                 read_snapshot(folder)
         (folder / name).unlink()
         (folder / "saved").rename(folder / name)
