@@ -15,9 +15,20 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import paper_code
-from ddpm_cli.config import PREDICTIONS, VARIANCES
-from ddpm_cli.diffusion.bound import bits_per_dim, decoder_nll, l_simple, prior_kl, reverse_kl
-from ddpm_cli.diffusion.process import FROM_X_0, Diffusion, p_mean, p_x_0, q_posterior_mean, q_sample
+from ddpm_cli.config import FIXED_VARIANCES, PREDICTIONS
+from ddpm_cli.diffusion import bound
+from ddpm_cli.diffusion.bound import bits_per_dim, l_simple, prior_kl
+from ddpm_cli.diffusion.process import (
+    FROM_X_0,
+    Diffusion,
+    Reverse,
+    Times,
+    at,
+    p_mean,
+    p_theta,
+    q_posterior_mean,
+    q_sample,
+)
 from ddpm_cli.diffusion.schedule import Schedule, cosine, linear, uniform_steps
 from ddpm_cli.pixels import to_float
 
@@ -32,7 +43,7 @@ SCHEDULES = {
 }
 GREY = 128 / 127.5 - 1  # pixel 128, the nearest to 0 that there is
 CLIPPED = pytest.mark.parametrize("clip", [True, False], ids=["clipped", "free"])
-VARIANCE = pytest.mark.parametrize("variance", VARIANCES)
+VARIANCE = pytest.mark.parametrize("variance", FIXED_VARIANCES)
 
 # An expectation over eps ~ N(0, 1) as a sum over a fine grid: each node is an image of one pixel.
 NODES = torch.linspace(-9, 9, 3001, dtype=torch.float64).reshape(-1, 1, 1, 1)
@@ -48,6 +59,16 @@ Network = Callable[[Tensor, Tensor], Tensor]
 @pytest.fixture(params=SCHEDULES, ids=str)
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     return SCHEDULES[request.param]
+
+
+def reverse_kl(d: Diffusion, x_0: Tensor, x_0_hat: Tensor, t: Times) -> Tensor:
+    """L_{t-1} of a given x_0_hat and the fixed variance."""
+    return bound.reverse_kl(d, x_0, Reverse(x_0_hat, at(d.sigma2, t, x_0_hat)), t)
+
+
+def decoder_nll(d: Diffusion, x_0: Tensor, x_0_hat: Tensor) -> Tensor:
+    """L_0 of a given x_0_hat and the fixed variance, in float64 as evaluation asks for it."""
+    return bound.decoder_nll(x_0.double(), Reverse(x_0_hat.double(), float(d.sigma2[1])))
 
 
 def pixels(seed: int, *shape: int) -> Tensor:
@@ -73,7 +94,7 @@ def kl_terms(d: Diffusion, denoiser: Network, x_0: Tensor, eps: Tensor) -> Tenso
     for x, noise in zip(x_0.split(64), eps.split(64), strict=True):
         t, x = every_step(d.schedule, x, 2)
         noise = every_step(d.schedule, noise, 2)[1]
-        x_0_hat = p_x_0(d, denoiser, q_sample(d.schedule, x, t, noise), t)
+        x_0_hat = p_theta(d, denoiser, q_sample(d.schedule, x, t, noise), t).x_0_hat
         terms = bits_per_dim(reverse_kl(d, x, x_0_hat, t), x[0].numel())
         parts.append(terms.reshape(d.schedule.T - 1, -1).sum(0))
     return torch.cat(parts)
@@ -82,7 +103,7 @@ def kl_terms(d: Diffusion, denoiser: Network, x_0: Tensor, eps: Tensor) -> Tenso
 def expected_bound(d: Diffusion, denoiser: Network, value: float) -> tuple[float, float, float]:
     """E over eps of L_T, of the sum of L_{t-1}, and of L_0, for an image whose pixels are ``value``, bits/dim."""
     x_0 = torch.full_like(NODES, value)
-    x_0_hat = p_x_0(d, denoiser, q_sample(d.schedule, x_0, 1, NODES), 1)
+    x_0_hat = p_theta(d, denoiser, q_sample(d.schedule, x_0, 1, NODES), 1).x_0_hat
     prior = bits_per_dim(prior_kl(d, x_0), 1)
     decoder = bits_per_dim(decoder_nll(d, x_0, x_0_hat), 1)
     rate = kl_terms(d, denoiser, x_0, NODES)
@@ -165,7 +186,7 @@ def test_no_reverse_term_is_negative_and_only_the_smallest_variance_reaches_zero
 # --- L_0 --------------------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(-3, 3), st.sampled_from(sorted(SCHEDULES)), st.sampled_from(VARIANCES))
+@given(st.floats(-3, 3), st.sampled_from(sorted(SCHEDULES)), st.sampled_from(FIXED_VARIANCES))
 def test_probabilities_of_all_pixel_values_add_up_to_one(mean: float, name: str, variance: str) -> None:
     values = torch.arange(256, dtype=torch.float64).reshape(-1, 1, 1, 1) / 127.5 - 1
     nll = decoder_nll(Diffusion(SCHEDULES[name], variance=variance), values, torch.full_like(values, mean))
@@ -259,7 +280,7 @@ def test_the_bound_is_that_of_the_papers_code(name: str, variance: str, clip: bo
     t = np.arange(1, T + 1)
     for image in range(2):
         x, noise = x_0[image].expand(T, -1, -1, -1).to(dtype), eps[:, image].to(dtype)
-        x_0_hat = p_x_0(d, network, q_sample(schedule, x, t, noise), t)
+        x_0_hat = p_theta(d, network, q_sample(schedule, x, t, noise), t).x_0_hat
         nats = reverse_kl(d, x, x_0_hat, t).double()
         nats[0] = decoder_nll(d, x[:1], x_0_hat[:1])
         bits, expected = bits_per_dim(nats, 48), torch.from_numpy(theirs.terms[image])
@@ -390,9 +411,92 @@ def test_l_simple_is_the_mean_square_of_every_images_error(predict: str, seed: i
         signal, noise = math.sqrt(SHORT.alpha_bar[step]), math.sqrt(1 - SHORT.alpha_bar[step])
         squares = []
         for x, e in zip(x_0[image].flatten().tolist(), eps[image].flatten().tolist(), strict=True):
-            target = {"eps": e, "x0": x, "v": signal * e - noise * x}[predict]
+            target = {"eps": e, "x0": x, "v": signal * e - noise * x}.get(predict)
+            if target is None:  # mu, Eq. 7
+                before, beta = SHORT.alpha_bar[step - 1], SHORT.beta[step]
+                target = math.sqrt(before) * beta / (1 - SHORT.alpha_bar[step]) * x
+                target += math.sqrt(1 - beta) * (1 - before) / noise**2 * (signal * x + noise * e)
             squares.append((math.sin((signal * x + noise * e) * step) - target) ** 2)
         assert losses[image].item() == pytest.approx(sum(squares) / 30, rel=1e-9)
+
+
+def learned(x: Tensor, t: Tensor) -> Tensor:
+    """A network with something to say about the variance."""
+    wave = torch.sin(3 * x + t.reshape(-1, 1, 1, 1))
+    return torch.cat([0.9 * x + 0.2 * wave, 0.8 * wave.flip(1)], 1)
+
+
+def out_of(outputs: Tensor) -> Network:
+    return lambda x, t: outputs
+
+
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("variance", ["fixed-small", "fixed-large", "learned-range"])
+def test_t_times_the_mean_of_l_vlb_is_the_bound_without_its_prior(variance: str, predict: str) -> None:
+    d, network = Diffusion(SHORT, predict, variance), learned if variance == "learned-range" else unlearned
+    x_0, eps, t = pixels(9, 1, 3, 4, 4).expand(20, -1, -1, -1), normal(9, 20, 3, 4, 4), np.arange(1, 21)
+    p = p_theta(d.unclipped, network, q_sample(SHORT, x_0, t, eps), t)
+    nats = bound.reverse_kl(d, x_0, p, t)[1:].sum()
+    nats += bound.decoder_nll(x_0[:1], Reverse(p.x_0_hat[:1], torch.as_tensor(p.sigma2)[:1])).sum()
+    losses = bound.l_vlb(d, network, x_0, t, eps)
+    assert 20 * losses.mean().item() == pytest.approx(bits_per_dim(nats, 48).item(), rel=1e-12)
+
+
+def unlearned(x: Tensor, t: Tensor) -> Tensor:
+    return learned(x, t)[:, : x.shape[1]]
+
+
+def test_l_hybrid_trains_the_prediction_by_l_simple_and_the_variance_by_l_vlb() -> None:
+    d, x_0, eps = Diffusion(SHORT, variance="learned-range"), pixels(10, 4, 3, 4, 4), normal(10, 4, 3, 4, 4)
+    t = np.array([1, 2, 9, 20])
+    gradients = {}
+    for name, loss in bound.LOSSES.items():
+        outputs = normal(11, 4, 6, 4, 4).requires_grad_()
+        value = loss(d, out_of(outputs), x_0, t, eps)
+        (gradients[name],) = torch.autograd.grad(value.sum(), outputs)
+        gradients[f"value of {name}"] = value.detach()
+    simple, vlb, hybrid = (gradients[name] for name in ("simple", "vlb", "hybrid"))
+    torch.testing.assert_close(hybrid[:, :3], simple[:, :3])
+    torch.testing.assert_close(hybrid[:, 3:], 0.001 * 20 * vlb[:, 3:])
+    assert (simple[:, 3:] == 0).all()
+    assert (vlb != 0).flatten(1).any(1).all()
+    total = gradients["value of simple"] + 0.001 * 20 * gradients["value of vlb"]
+    torch.testing.assert_close(gradients["value of hybrid"], total)
+
+
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("variance", ["fixed-large", "learned", "learned-range"])
+def test_the_gradient_of_l_vlb_is_that_of_its_values(variance: str, predict: str) -> None:
+    d, x_0, eps = Diffusion(SHORT, predict, variance), pixels(12, 3, 1, 2, 2), normal(12, 3, 1, 2, 2)
+    t, channels = np.array([1, 5, 20]), 1 + (variance != "fixed-large")
+    target = FROM_X_0[predict](SHORT, x_0, q_sample(SHORT, x_0, t, eps), t)
+    spread = 0.01 * normal(13, 3, 1, 2, 2) if variance == "learned-range" else 0.1 * normal(13, 3, 1, 2, 2) - 3
+    outputs = torch.cat([target + 0.05 * normal(14, 3, 1, 2, 2), spread], 1)[:, :channels].requires_grad_()
+    assert torch.autograd.gradcheck(lambda o: bound.l_vlb(d, out_of(o), x_0, t, eps), (outputs,))
+
+
+def test_the_reverse_terms_of_a_learned_variance_are_kls_too() -> None:
+    for d in (Diffusion(SHORT, variance="learned"), Diffusion(SHORT, variance="learned-range")):
+        t, x_0, x_t = np.arange(2, 21), pixels(15, 19, 2, 4, 4), normal(15, 19, 2, 4, 4)
+        p = p_theta(d, learned, x_t, t)
+        mean, sigma = p_mean(d, p.x_0_hat, x_t, t), torch.as_tensor(p.sigma2).sqrt()
+        width = torch.from_numpy(np.sqrt(SHORT.beta_tilde[t])).reshape(-1, 1, 1, 1)
+        q = Normal(q_posterior_mean(SHORT, x_0, x_t, t), width.expand(x_0.shape))
+        expected = kl_divergence(q, Normal(mean, sigma)).flatten(1).sum(1)
+        torch.testing.assert_close(bound.reverse_kl(d, x_0, p, t), expected, rtol=1e-8, atol=1e-12)
+
+
+def test_a_learned_range_at_its_ends_costs_what_the_fixed_variances_cost() -> None:
+    x_0, x_t, t = pixels(16, 19, 2, 4, 4), normal(16, 19, 2, 4, 4), np.arange(2, 21)
+    for v, variance in ((-1.0, "fixed-small"), (1.0, "fixed-large")):
+
+        def network(x: Tensor, t: Tensor, v: float = v) -> Tensor:
+            return torch.cat([unlearned(x, t), torch.full_like(x, v)], 1)
+
+        d, fixed = Diffusion(SHORT, variance="learned-range"), Diffusion(SHORT, variance=variance)
+        ours = bound.reverse_kl(d, x_0, p_theta(d, network, x_t, t), t)
+        theirs = bound.reverse_kl(fixed, x_0, p_theta(fixed, unlearned, x_t, t), t)
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_l_simple_of_a_network_that_returns_0_is_the_noise_itself() -> None:

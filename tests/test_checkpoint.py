@@ -40,7 +40,7 @@ from ddpm_cli.checkpoint import (
 )
 from ddpm_cli.checkpoint.layout import DOCUMENTS, MAX_JSON_BYTES, WEIGHTS, describe
 from ddpm_cli.config import DiffusionConfig, UNetConfig
-from ddpm_cli.diffusion.process import Diffusion, p_x_0, q_sample
+from ddpm_cli.diffusion.process import Diffusion, p_theta, q_sample
 from ddpm_cli.errors import ArgumentError, DdpmError, DiskError, InputError
 from ddpm_cli.files import printable
 from ddpm_cli.model import load
@@ -467,7 +467,7 @@ def test_diffusers_loads_and_runs_what_was_published(
         assert variance == pytest.approx(ours.sigma2[step + 1], rel=1e-3), step
     for step in (1, diffusion.timesteps // 2):
         theirs = pipe.scheduler.step(pipe.unet(x, step).sample, step, x).pred_original_sample
-        mine = p_x_0(ours, lambda x, t: unet(x, t - 1), x, np.array([step + 1] * 2))
+        mine = p_theta(ours, lambda x, t: unet(x, t - 1), x, np.array([step + 1] * 2)).x_0_hat
         torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=1e-3)
 
     images = pipe(batch_size=2, num_inference_steps=2, output_type="np").images
@@ -630,7 +630,7 @@ def test_schedulers_that_only_sample_differently_are_read(model_folder: Path, na
         ("beta_schedule", ["linear"]),
         ("beta_schedule", None),
         ("prediction_type", "flow_prediction"),
-        ("variance_type", "learned_range"),
+        ("variance_type", "learned"),
         ("variance_type", {"a": 1}),
         ("trained_betas", [0.1, 0.2]),
         ("thresholding", True),

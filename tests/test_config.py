@@ -90,6 +90,7 @@ TRAIN_EXTRA: dict[str, list[object]] = {
     "grad_clip": [True, 0, None],
     "flip": NOT_FOR_SWITCHES,
     "seed": [True, None, 1.0, 2**63],
+    "loss": ["mse", None, 1],
     "precision": ["fp16", None, 32],
 }
 CONFIGS: dict[type[UNetConfig] | type[DiffusionConfig] | type[TrainConfig], dict[str, list[object]]] = {

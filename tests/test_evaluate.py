@@ -13,7 +13,7 @@ from torch import Tensor
 
 import paper_code
 from ddpm_cli import rng
-from ddpm_cli.config import VARIANCES
+from ddpm_cli.config import FIXED_VARIANCES
 from ddpm_cli.data import Images
 from ddpm_cli.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Diffusion, q_sample
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 PAPER = linear()
 SHORT = linear(20, 0.01, 0.3)
 D = Diffusion(SHORT)
-VARIANCE = pytest.mark.parametrize("variance", VARIANCES)
+VARIANCE = pytest.mark.parametrize("variance", FIXED_VARIANCES)
 
 Network = Callable[[Tensor, Tensor], Tensor]
 

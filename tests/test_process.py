@@ -26,14 +26,15 @@ from ddpm_cli.diffusion.process import (
     eps_from_x_0,
     network_times,
     p_mean,
-    p_x_0,
+    p_theta,
     q_posterior_mean,
     q_sample,
     q_step,
-    score_from_eps,
+    score_from_x_0,
     v_from_x_0,
     x_0_from_eps,
     x_0_from_mu,
+    x_0_from_score,
     x_0_from_v,
 )
 from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, linear, uniform_steps
@@ -49,7 +50,7 @@ SCHEDULES = {
     "respaced": linear().respaced(uniform_steps(1000, 37)),
 }
 
-# Every function of (schedule, two images, t), by name; `score_from_eps` ignores the second image.
+# Every function of (schedule, two images, t), by name.
 FUNCTIONS: dict[str, Any] = {
     "q_sample": lambda s, a, b, t: q_sample(s, a, t, b),
     "q_step": lambda s, a, b, t: q_step(s, a, t, b),
@@ -59,7 +60,8 @@ FUNCTIONS: dict[str, Any] = {
     "x_0_from_v": x_0_from_v,
     "v_from_x_0": v_from_x_0,
     "x_0_from_mu": x_0_from_mu,
-    "score_from_eps": lambda s, a, b, t: score_from_eps(s, a, t),
+    "x_0_from_score": x_0_from_score,
+    "score_from_x_0": score_from_x_0,
 }
 
 
@@ -269,11 +271,38 @@ def test_x_t_and_v_are_x_0_and_eps_turned_by_an_angle(case: Case) -> None:
     np.testing.assert_allclose(x_t**2 + v**2, x_0**2 + eps**2, rtol=0, atol=20 * case.tolerance())
 
 
+@given(cases())
+def test_the_score_is_eps_in_other_units_and_back(case: Case) -> None:
+    s, t, x_0, x_t = case.s, case.t, case.a, case.b
+    score, eps = score_from_x_0(s, x_0, x_t, t), eps_from_x_0(s, x_0, x_t, t)
+    np.testing.assert_allclose(score, -eps / case.noise, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(x_0_from_score(s, score, x_t, t), x_0, rtol=0, atol=case.tolerance(eps))
+
+
+@given(cases(), st.sampled_from(sorted(X_0_FROM)), st.sampled_from(sorted(X_0_FROM)))
+def test_every_prediction_becomes_every_other_and_comes_back(case: Case, one: str, other: str) -> None:
+    s, t, x_0, x_t = case.s, case.t, case.a, case.b
+    first = FROM_X_0[one](s, x_0, x_t, t)
+    second = FROM_X_0[other](s, X_0_FROM[one](s, first, x_t, t), x_t, t)
+    back = FROM_X_0[one](s, X_0_FROM[other](s, second, x_t, t), x_t, t)
+    # What rounding does to x_0, on its way back through the steepest of the conversions.
+    c_0 = float(q_posterior_mean(s, np.ones((1, 1)), np.zeros((1, 1)), t)[0, 0])
+    lost = case.tolerance(first, second) / min(c_0, 1.0)
+    np.testing.assert_allclose(back, first, rtol=0, atol=4 * lost / case.noise**2)
+
+
 def test_the_tables_of_conversions_hold_these_functions() -> None:
-    assert set(X_0_FROM) == set(FROM_X_0) == {"eps", "x0", "v"}
+    assert X_0_FROM.keys() == FROM_X_0.keys() == {"eps", "x0", "mu", "v", "score"}
     s, (value, x_t) = SCHEDULES["linear"], images(5, 2, 2, 1, 2, 2)
-    for table, functions in ((X_0_FROM, (x_0_from_eps, x_0_from_v)), (FROM_X_0, (eps_from_x_0, v_from_x_0))):
-        assert (table["eps"], table["v"]) == functions
+    pairs = {
+        "eps": (x_0_from_eps, eps_from_x_0),
+        "mu": (x_0_from_mu, q_posterior_mean),
+        "v": (x_0_from_v, v_from_x_0),
+        "score": (x_0_from_score, score_from_x_0),
+    }
+    for name, functions in pairs.items():
+        assert (X_0_FROM[name], FROM_X_0[name]) == functions
+    for table in (X_0_FROM, FROM_X_0):
         assert table["x0"](s, value, x_t, 3) is value
 
 
@@ -285,7 +314,9 @@ def test_the_score_is_the_gradient_of_log_q(schedule: Schedule, seed: int) -> No
         signal, noise = math.sqrt(schedule.alpha_bar[t]), math.sqrt(1 - schedule.alpha_bar[t])
         log_q = torch.distributions.Normal(signal * x_0, noise).log_prob(x_t).sum()
         (gradient,) = torch.autograd.grad(log_q, x_t)
-        torch.testing.assert_close(score_from_eps(schedule, eps, t), gradient, rtol=1e-9, atol=1e-9 / noise)
+        torch.testing.assert_close(
+            score_from_x_0(schedule, x_0, x_t.detach(), t), gradient, rtol=1e-9, atol=1e-9 / noise
+        )
 
 
 # --- p_theta ----------------------------------------------------------------------------------------------------------
@@ -296,7 +327,7 @@ def test_mu_theta_without_clipping_is_eq_11(schedule: Schedule, seed: int) -> No
     x_t, eps = (torch.from_numpy(x) for x in images(seed, 2, 2, 1, 3, 3))
     d = Diffusion(schedule, clip=False)
     for t in range(1, schedule.T + 1):
-        x_0_hat = p_x_0(d, lambda x, t: eps, x_t, t)
+        x_0_hat = p_theta(d, lambda x, t: eps, x_t, t).x_0_hat
         beta, alpha_bar = schedule.beta[t], schedule.alpha_bar[t]
         mu = (x_t - beta / math.sqrt(1 - alpha_bar) * eps) / math.sqrt(1 - beta)
         # x_0_hat is x_t and eps over sqrt(alpha_bar_t); its factor in Eq. 7 takes that back, its roundings stay.
@@ -312,15 +343,55 @@ def test_a_network_that_is_right_is_understood_whatever_it_predicts(predict: str
     x_t = q_sample(s, x_0, t, eps)
     answer = FROM_X_0[predict](s, x_0, x_t, t)
     for clip in (True, False):
-        x_0_hat = p_x_0(Diffusion(s, predict, clip=clip), lambda x, t: answer, x_t, t)
+        x_0_hat = p_theta(Diffusion(s, predict, clip=clip), lambda x, t: answer, x_t, t).x_0_hat
         torch.testing.assert_close(x_0_hat, x_0, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("predict", FROM_X_0)
+def test_it_is_understood_in_a_chain_of_fewer_steps_too(predict: str) -> None:
+    # What the network has learned is the trained chain's, of which mu is a mean of the step before.
+    trained = linear(20, 0.01, 0.3)
+    respaced = Diffusion(trained, predict, clip=False).respaced([1, 5, 20])
+    x_0, x_t = (torch.from_numpy(x) for x in images(9, 2, 3, 1, 4, 4))
+
+    def right(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = FROM_X_0[predict](trained, x_0, x, t.numpy())
+        return answer
+
+    for t in (2, np.array([1, 2, 3])):
+        torch.testing.assert_close(p_theta(respaced, right, x_t, t).x_0_hat, x_0, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("respace", [False, True])
+def test_a_variance_that_is_learned_as_a_range_has_the_fixed_ones_for_ends(respace: bool) -> None:
+    s = linear(20, 0.01, 0.3)
+    s = s.respaced([1, 4, 5, 17, 20]) if respace else s
+    d, x_t = Diffusion(s, variance="learned-range"), torch.zeros(s.T, 2, 3, 3, dtype=torch.float64)
+    t = np.arange(1, s.T + 1)
+    for v, table in ((-1.0, s.sigma2("fixed-small")), (1.0, s.beta)):
+        p = p_theta(d, lambda x, t, v=v: torch.cat([x, torch.full_like(x, v)], 1), x_t, t)
+        np.testing.assert_allclose(
+            np.asarray(p.sigma2), table[t].reshape(-1, 1, 1, 1) + np.zeros(x_t.shape), rtol=1e-12
+        )
+    middle = p_theta(d, lambda x, t: torch.zeros(len(x), 4, 3, 3, dtype=x.dtype), x_t, 3)
+    assert torch.as_tensor(middle.sigma2)[0, 0, 0, 0].item() == pytest.approx(math.sqrt(s.beta[3] * s.beta_tilde[3]))
+
+
+def test_a_learned_variance_is_the_exponential_of_the_outputs_second_half() -> None:
+    d, x_t = Diffusion(linear(20), "x0", "learned"), torch.from_numpy(images(10, 2, 1, 3, 3))
+    prediction, v = (torch.from_numpy(x) for x in images(11, 2, 2, 1, 3, 3))
+    p = p_theta(d, lambda x, t: torch.cat([prediction, v], 1), x_t, 7)
+    torch.testing.assert_close(p.x_0_hat, prediction.clamp(-1, 1), rtol=0, atol=0)
+    torch.testing.assert_close(torch.as_tensor(p.sigma2), v.exp(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("predict", FROM_X_0)
 def test_clipping_bounds_x_0_hat_and_changes_nothing_else(predict: str) -> None:
     s = linear(20, 0.01, 0.3)
     x_t, output = (torch.from_numpy(x) for x in images(7, 2, 3, 1, 4, 4))
-    free, clipped = (p_x_0(Diffusion(s, predict, clip=clip), lambda x, t: output, x_t, 20) for clip in (False, True))
+    free, clipped = (
+        p_theta(Diffusion(s, predict, clip=clip), lambda x, t: output, x_t, 20).x_0_hat for clip in (False, True)
+    )
     assert free.abs().max() > 1
     assert (clipped == free.clamp(-1, 1)).all()
 
@@ -341,7 +412,7 @@ def test_the_network_is_asked_at_x_t_and_the_trained_chains_t() -> None:
         (respaced, 2, [400, 400, 400]),
         (respaced, np.array([3, 1, 2]), [1000, 1, 400]),
     ]:
-        p_x_0(d, denoiser, x_t, t)
+        p_theta(d, denoiser, x_t, t)
         x, times = asked.pop()
         assert x is x_t
         assert times.tolist() == network_times(d, t, x_t).tolist() == expected
@@ -376,7 +447,7 @@ for s in (linear(10), cosine(10)):
     x, eps = np.ones((2, 1, 2, 2)), np.zeros((2, 1, 2, 2))
     for t in (3, np.array([1, 10])):
         x_t = q_step(s, q_sample(s, x, t, eps), t, eps)
-        q_posterior_mean(s, x, x_t, t), score_from_eps(s, eps, t), x_0_from_mu(s, x, x_t, t)
+        q_posterior_mean(s, x, x_t, t), score_from_x_0(s, x, x_t, t), x_0_from_mu(s, x, x_t, t)
         x_0_from_eps(s, eps_from_x_0(s, x, x_t, t), x_t, t), x_0_from_v(s, v_from_x_0(s, x, x_t, t), x_t, t)
 assert "torch" not in sys.modules
 """

@@ -14,8 +14,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from ddpm_cli.config import PREDICTIONS, VARIANCES
-from ddpm_cli.diffusion.process import Diffusion, p_x_0
+from ddpm_cli.config import FIXED_VARIANCES, PREDICTIONS
+from ddpm_cli.diffusion.process import Diffusion, p_theta
 from ddpm_cli.diffusion.samplers import Step, ancestral, ddim
 from ddpm_cli.diffusion.schedule import Schedule, cosine, linear
 
@@ -25,7 +25,8 @@ PAPER = linear()
 SHORT = linear(20, 0.01, 0.3)
 UNEVEN = PAPER.respaced([1, 2, 10, 11, 12, 90, 91, 400, 999, 1000])
 SCHEDULES = {"linear": PAPER, "cosine": cosine(200), "short": SHORT, "uneven": UNEVEN, "one step": linear(1, 0.5)}
-VARIANCE = pytest.mark.parametrize("variance", VARIANCES)
+OF_DIFFUSERS = [predict for predict in PREDICTIONS if predict != "mu"]
+VARIANCE = pytest.mark.parametrize("variance", FIXED_VARIANCES)
 CLIPPED = pytest.mark.parametrize("clip", [True, False], ids=["clipped", "free"])
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -288,7 +289,7 @@ def test_steps_are_those_of_the_trained_chain_and_the_last_adds_no_noise(sampler
 def test_every_step_tells_what_the_network_took_the_image_to_be(sampler: Sampler) -> None:
     d, x_t = Diffusion(SHORT), start(4)
     for t, step in zip(range(20, 0, -1), sampler(d, some_network, x_t, NoiseByStep(x_t, 4)), strict=True):
-        assert (step.x_0_hat == p_x_0(d, some_network, x_t, t)).all()
+        assert (step.x_0_hat == p_theta(d, some_network, x_t, t).x_0_hat).all()
         assert step.x_0_hat.abs().max() <= 1
         x_t = step.x_t
 
@@ -341,7 +342,7 @@ def assert_steps_equal(ours: Iterator[Step], theirs: Callable[[Tensor, int], Ten
 
 @CLIPPED
 @VARIANCE
-@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("predict", OF_DIFFUSERS)
 @pytest.mark.parametrize("steps", [range(1, 101), [1, 2, 10, 11, 12, 60, 99, 100]], ids=["all", "uneven"])
 def test_ancestral_steps_are_those_of_diffusers(steps: list[int], predict: str, variance: str, clip: bool) -> None:
     d, x_T = Diffusion(linear(100, 1e-3, 0.1), predict, variance, clip), start(6, torch.float32)
@@ -360,8 +361,30 @@ def test_ancestral_steps_are_those_of_diffusers(steps: list[int], predict: str, 
 
 
 @CLIPPED
+@pytest.mark.parametrize("predict", OF_DIFFUSERS)
+@pytest.mark.parametrize("steps", [range(1, 101), [1, 2, 10, 11, 12, 60, 99, 100]], ids=["all", "uneven"])
+def test_ancestral_steps_with_a_learned_variance_are_those_of_diffusers(
+    steps: list[int], predict: str, clip: bool
+) -> None:
+    d, x_T = Diffusion(linear(100, 1e-3, 0.1), predict, "learned-range", clip), start(6, torch.float32)
+    scheduler = DDPMScheduler(variance_type="learned_range", **settings(d))
+    scheduler.set_timesteps(timesteps=[t - 1 for t in reversed(steps)])
+    source, same_source = (torch.Generator().manual_seed(7) for _ in range(2))
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([some_network(x, t), torch.sin(9 * x)], 1)
+
+    def theirs(x_t: Tensor, t: int) -> Tensor:
+        output = network(x_t, torch.full((2,), t))
+        return scheduler.step(output, t - 1, x_t, generator=source).prev_sample
+
+    ours = ancestral(d.respaced(list(steps)), network, x_T, lambda t: torch.randn(x_T.shape, generator=same_source))
+    assert_steps_equal(ours, theirs, x_T, 100)
+
+
+@CLIPPED
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("predict", OF_DIFFUSERS)
 @pytest.mark.parametrize(
     ("steps", "spacing"),
     [(range(1, 101), "leading"), (range(1, 101, 4), "leading"), (range(4, 101, 4), "trailing")],

@@ -45,6 +45,7 @@ class RunFacts:
             return cls(
                 images=int(config["data"]["shape"][0]),
                 settings=(
+                    ("loss", f"L_{train['loss']}"),
                     ("batch", f"{train['batch_size']:d} images, {flips}"),
                     ("learning rate", f"{train['lr']:g} after {train['warmup']:d} steps of warm-up, Adam"),
                     ("moving average", average),

@@ -26,8 +26,11 @@ BUILTIN_DIGITS = "builtin:digits"  # the images, and the model, that come with t
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
-PREDICTIONS = ("eps", "x0", "v")
-VARIANCES = ("fixed-large", "fixed-small")
+PREDICTIONS = ("eps", "x0", "mu", "v")
+FIXED_VARIANCES = ("fixed-large", "fixed-small")
+LEARNED_VARIANCES = ("learned", "learned-range")
+VARIANCES = (*FIXED_VARIANCES, *LEARNED_VARIANCES)
+LOSSES = ("simple", "vlb", "hybrid")
 SCHEDULES = ("linear", "cosine")
 
 # Far above every published network, and small enough that nothing a hostile file asks for is ever allocated.
@@ -231,6 +234,11 @@ class DiffusionConfig:
         check("variance", self.variance in VARIANCES, f"one of {', '.join(VARIANCES)}")
         check("clip", isinstance(self.clip, bool), "true or false")
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network's output has a second half, for sigma_t^2."""
+        return self.variance in LEARNED_VARIANCES
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
@@ -254,6 +262,7 @@ class TrainConfig:
         grad_clip: largest 2-norm of the gradient.
         flip: mirror each image left to right with probability 1/2.
         seed: names all randomness of the run.
+        loss: what is minimised: ``simple`` (Eq. 14), ``vlb`` (Eq. 5) or ``hybrid`` of both.
         precision: ``fp32`` or ``bf16`` (autocast; the weights stay float32).
     """
 
@@ -266,6 +275,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     flip: bool = True
     seed: int = 0
+    loss: str = "simple"
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -281,6 +291,7 @@ class TrainConfig:
         for name in ("ema_warmup", "flip"):
             check(name, isinstance(getattr(self, name), bool), "true or false")
         check("seed", _is_int(self.seed, 0, 2**63 - 1), "a whole number from 0 to 2^63 - 1")
+        check("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
         check("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
 
     def lr_at(self, step: int) -> float:

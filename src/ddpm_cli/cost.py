@@ -90,7 +90,8 @@ def _paper_seconds(name: str, config: RunConfig, device: torch.device) -> float:
     )
     images = 2 if device.type == "cpu" else 32
     batch = preset.train.batch_size
-    seconds = _step_seconds(replace(config, unet=level), device, images, batch) / (flops(level, (16, 16)) * batch)
+    paper = replace(config, unet=level, diffusion=preset.diffusion(), train=replace(config.train, loss="simple"))
+    seconds = _step_seconds(paper, device, images, batch) / (flops(level, (16, 16)) * batch)
     return seconds * flops(whole, size) * batch * preset.steps
 
 
@@ -115,7 +116,7 @@ def _trial_seconds(config: RunConfig, device: torch.device, n: int) -> float:
     training = Training(config.unet, config.diffusion, train, device)
     batch = HostBatch(
         images=torch.zeros(n, height, width, config.unet.in_channels, dtype=torch.uint8),
-        t=np.ones(n, np.int64),
+        t=np.full(n, config.diffusion.timesteps),
         eps=torch.zeros(n, config.unet.in_channels, height, width),
     )
     seconds = []

@@ -14,7 +14,7 @@ from . import rng
 from .data import Images
 from .denoiser import Denoiser
 from .diffusion import bound
-from .diffusion.process import Diffusion, p_x_0, q_sample
+from .diffusion.process import Diffusion, Reverse, p_theta, q_sample
 from .pixels import to_float
 
 _PRIOR_BYTES = 2**22
@@ -130,10 +130,11 @@ def _terms(
     t: npt.NDArray[np.int64],
     eps: torch.Tensor,
 ) -> Terms:
-    x_0_hat = p_x_0(d, denoiser, q_sample(d.schedule, x_0, t, eps), t)
-    mse = (x_0 - x_0_hat).square().flatten(1).mean(1)
-    nats = bound.reverse_kl(d, x_0, x_0_hat, t).cpu().double()  # on the host: not every device has float64
+    p = p_theta(d, denoiser, q_sample(d.schedule, x_0, t, eps), t)
+    mse = (x_0 - p.x_0_hat).square().flatten(1).mean(1)
+    nats = bound.reverse_kl(d, x_0, p, t).cpu().double()  # on the host: not every device has float64
     first = np.flatnonzero(t == 1)
     if len(first):
-        nats[first] = bound.decoder_nll(d, x_0[first].cpu(), x_0_hat[first].cpu())
+        sigma2 = torch.as_tensor(p.sigma2)[first].cpu().double()
+        nats[first] = bound.decoder_nll(x_0[first].cpu().double(), Reverse(p.x_0_hat[first].cpu().double(), sigma2))
     return Terms(image, t, bound.bits_per_dim(nats, x_0[0].numel()).numpy(), mse.cpu().double().numpy())

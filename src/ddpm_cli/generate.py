@@ -52,11 +52,17 @@ class Sampling:
         """The steps of the chain that are visited, ascending.
 
         Raises:
-            ArgumentError: more steps than the chain has, or none.
+            ArgumentError: more steps than the chain has, or none; or too few for a variance that is learned.
         """
         T = d.schedule.T
         default = T if self.sampler == "ddpm" else min(50, T)
-        return uniform_steps(T, default if self.steps is None else self.steps)
+        steps = default if self.steps is None else self.steps
+        if self.sampler == "ddpm" and d.variance == "learned" and steps < T:
+            raise ArgumentError(
+                f"--steps is {steps}, and this model has learned the variances of its {T} single steps; leave out "
+                "--steps, or use --sampler ddim"
+            )
+        return uniform_steps(T, steps)
 
 
 @torch.inference_mode()

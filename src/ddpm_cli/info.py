@@ -85,6 +85,7 @@ class Info:
             ("diffusion", ", ".join(filter(None, [f"T = {d.timesteps} {d.schedule}", betas, f"predicts {d.predict}"]))),
             ("", f"{d.variance}, x_0 {'' if d.clip else 'not '}clipped"),
             ("trained", "not known" if past.step is None else f"{past.step:,} steps"),
+            ("loss", past.loss and f"L_{past.loss}"),
             ("started", past.start),
             ("origin", past.origin),
             ("weights", self.weights),

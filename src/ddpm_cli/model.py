@@ -17,7 +17,7 @@ from .checkpoint import MANIFEST, Provenance, StoredModel, is_model_folder, newe
 from .config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from .data import Images
 from .denoiser import Denoiser, choose_device, choose_precision
-from .diffusion.process import FROM_X_0, Diffusion, p_x_0
+from .diffusion.process import FROM_X_0, Diffusion, p_theta
 from .diffusion.samplers import Step
 from .errors import ArgumentError, InputError
 from .files import printable
@@ -88,9 +88,10 @@ class Model:
         if ((steps < 1) | (steps > T)).any():
             raise ArgumentError(f"t is outside 1..{T}")
         if self.diffusion_config.predict == "eps":
-            return self.denoiser(x_t, t.to(self.device))
-        unclipped = Diffusion(self.diffusion.schedule, self.diffusion.predict, self.diffusion.variance, clip=False)
-        x_0_hat = p_x_0(unclipped, self.denoiser, x_t, steps)
+            return self.denoiser(x_t, t.to(self.device))[
+                :, : self.unet_config.in_channels
+            ]  # a learned variance comes after it
+        x_0_hat = p_theta(self.diffusion.unclipped, self.denoiser, x_t, steps).x_0_hat
         eps: torch.Tensor = FROM_X_0["eps"](self.diffusion.schedule, x_0_hat, x_t, steps)
         return eps
 

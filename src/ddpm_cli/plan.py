@@ -31,6 +31,7 @@ class TrainOptions:
     dropout: float | None = None
     flip: bool | None = None
     predict: str | None = None
+    loss: str | None = None
     variance: str | None = None
     schedule: str | None = None
     timesteps: int | None = None
@@ -88,6 +89,14 @@ def plan(
         schedule=options.schedule,
         timesteps=options.timesteps,
     )
+    loss = _loss(options.loss, diffusion)
+    if start is None and diffusion.learns_variance:
+        unet = replace(unet, out_channels=2 * unet.in_channels)
+    elif start is not None and diffusion.learns_variance != start.diffusion.learns_variance:
+        raise ArgumentError(
+            f"--variance {diffusion.variance}: the network of {start.source} was made for {start.diffusion.variance}, "
+            f"and has {unet.out_channels} outputs for {unet.in_channels} channels; leave out --variance, or --from"
+        )
     known = unet.num_train_timesteps if unet.time_embedding_type == "learned" else None
     if known is not None and known < diffusion.timesteps:
         raise ArgumentError(f"--timesteps is {diffusion.timesteps}; this model has learned only {known} of them")
@@ -100,6 +109,7 @@ def plan(
         ema=options.ema,
         flip=False if options.flip is None and source == BUILTIN_DIGITS else options.flip,
         seed=options.seed,
+        loss=loss,
         precision=choose_precision(options.precision, device),
     )
     config = RunConfig(unet, diffusion, train, digest, shape, start.source if start else None)
@@ -129,6 +139,26 @@ def check(options: TrainOptions, start: StoredModel | None) -> None:
         warmup=options.warmup,
         ema=options.ema,
     )
+
+
+def _loss(asked: str | None, diffusion: DiffusionConfig) -> str:
+    """What to minimise: by default L_simple, which leaves a variance alone, or L_hybrid where that is learned.
+
+    Raises:
+        ArgumentError: it would train nothing for the variance, or nothing but the mean where only that is left.
+    """
+    loss = asked or ("hybrid" if diffusion.learns_variance else "simple")
+    if loss == "simple" and diffusion.learns_variance:
+        raise ArgumentError(
+            f"--loss simple does not depend on the variance, so nothing would be learned of --variance "
+            f"{diffusion.variance}; use --loss hybrid or vlb"
+        )
+    if loss == "hybrid" and not diffusion.learns_variance:
+        raise ArgumentError(
+            f"--loss hybrid is --loss simple and a part that only trains a learned variance; with --variance "
+            f"{diffusion.variance} nothing is left of that: use --loss simple, or --variance learned-range"
+        )
+    return loss
 
 
 def _fine_tuned(start: StoredModel, size: tuple[int, int], channels: int) -> UNetConfig:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import __version__, generate
-from .checkpoint import StoredModel, newest, publish, read_json, read_provenance, read_snapshot, run_lock
+from .checkpoint import Provenance, StoredModel, newest, publish, read_json, read_provenance, read_snapshot, run_lock
 from .config import DiffusionConfig, TrainConfig, UNetConfig
 from .data import Images
 from .denoiser import Denoiser
@@ -134,6 +134,7 @@ def run(
             training.start_from(start.weights)
         # Which model that was, exactly: its name may have come to stand for another since.
         began = read_provenance(latest).start if latest else start.identity if start else None
+        past = Provenance(start=began, loss=config.train.loss)
         if training.step < cadence.steps:
             # weights, average and two moments: better to know now than after the first hours
             need = 4 * sum(parameter.nbytes for parameter in training.parameters)
@@ -141,7 +142,7 @@ def run(
         write_file(folder / "config.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
         _forget_after(folder / "metrics.jsonl", training.step)
         yield Progress(training.step, advanced=False)
-        yield from _steps(folder, training, cadence, images, began, stop)
+        yield from _steps(folder, training, cadence, images, past, stop)
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:
@@ -188,7 +189,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 
 def _steps(
-    folder: Path, training: Training, cadence: Cadence, images: Images, began: str | None, stop: threading.Event
+    folder: Path, training: Training, cadence: Cadence, images: Images, past: Provenance, stop: threading.Event
 ) -> Iterator[Progress]:
     deadline = None if cadence.max_time is None else time.monotonic() + cadence.max_time
     saved = training.step
@@ -199,7 +200,7 @@ def _steps(
         checkpoint = preview = None
         if _due(step, cadence.save_every):
             training.check()
-            checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, start=began)
+            checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, past=past)
             saved = step
         if _due(step, cadence.sample_every):
             preview = _preview(folder, training)
@@ -208,7 +209,7 @@ def _steps(
             break
     if saved != training.step or saved == 0:
         training.check()
-        checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, start=began)
+        checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, past=past)
         missing = cadence.sample_every and not _due(training.step, cadence.sample_every)
         preview = _preview(folder, training) if missing and not stop.is_set() else None
         yield Progress(training.step, False, None, checkpoint, preview)

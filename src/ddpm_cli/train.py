@@ -24,7 +24,7 @@ from .checkpoint import MOMENTS, Snapshot
 from .config import DiffusionConfig, TrainConfig, UNetConfig
 from .data import Images
 from .denoiser import Denoiser, Precision
-from .diffusion.bound import l_simple
+from .diffusion.bound import LOSSES
 from .diffusion.process import Diffusion
 from .errors import DivergedError
 from .pixels import to_float
@@ -40,7 +40,7 @@ class StepReport:
 
     Args:
         step: 1, 2, ...
-        loss: L_simple, the mean since the last report.
+        loss: that which is minimised, the mean since the last report.
         lr: learning rate of this step.
         grad_norm: 2-norm of the gradient at this step, before clipping.
         images_per_second: since the last report.
@@ -171,7 +171,7 @@ class Training:
         return StepReport(self.step, loss, lr, self._grad_norm.item(), images_per_second, seconds)
 
     def _backward(self, batch: HostBatch) -> torch.Tensor:
-        """The gradient of the mean of L_simple over the batch, part by part; returns that mean."""
+        """The gradient of the mean of the loss over the batch, part by part; returns that mean."""
         denoiser = Denoiser(self.unet, self._precision)
         total = torch.zeros((), device=self.device)
         size = len(batch.t)
@@ -179,7 +179,7 @@ class Training:
             rows = slice(part[0], part[-1] + 1)
             x_0 = to_float(batch.images[rows].to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
             eps = batch.eps[rows].to(self.device, non_blocking=True)
-            loss = l_simple(self.diffusion, denoiser, x_0, batch.t[rows], eps).sum() / size
+            loss = LOSSES[self.config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps).sum() / size
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total

@@ -33,12 +33,15 @@ DIFFUSERS_VERSION = "0.38.0"  # the oldest release that the files are checked wi
 
 _SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
 _BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+# diffusers knows neither mu nor the logarithm of a variance, and says so when it is to sample with them.
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "mu": "mu"}
 _VARIANCES = {
     "fixed_small": "fixed-small",
     "fixed_small_log": "fixed-small",
     "fixed_large": "fixed-large",
     "fixed_large_log": "fixed-large",
+    "learned_range": "learned-range",
+    "learned_log": "learned",
 }
 # Settings of diffusers' schedulers that must have this value, because anything else is another process.
 _FIXED = {
@@ -67,6 +70,7 @@ class Provenance:
         start: the model whose weights its training began from.
         origin: where the model itself was before it came to lie where it is: ``user/repo@revision``, or the file that
             it was converted from.
+        loss: what its training minimised, as `TrainConfig` names it.
 
     None stands for what is not known.
     """
@@ -75,6 +79,7 @@ class Provenance:
     average: bool | None = None
     start: str | None = None
     origin: str | None = None
+    loss: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name, with the schema's version."""
@@ -193,7 +198,7 @@ def read_provenance(folder: Path) -> Provenance:
     if not path.is_file():
         return Provenance()
     data = read_json(path)
-    types = {"step": int, "average": bool, "start": str, "origin": str}
+    types = {"step": int, "average": bool, "start": str, "origin": str, "loss": str}
     known = data.pop("schema", None) == NOTES_SCHEMA and data.keys() <= types.keys()
     if not known or any(value is not None and type(value) is not types[name] for name, value in data.items()):
         raise InputError(
@@ -317,8 +322,12 @@ def _read_scheduler(path: Path) -> DiffusionConfig:
 
 def check_match(where: str, unet: UNetConfig, diffusion: DiffusionConfig) -> None:
     """Refuse a network that makes no images, or knows fewer steps than its diffusion has."""
-    if unet.out_channels != unet.in_channels:
-        raise InputError(f"{where}: out_channels is {unet.out_channels}; it must be in_channels, {unet.in_channels}")
+    outputs = (2 if diffusion.learns_variance else 1) * unet.in_channels
+    if unet.out_channels != outputs:
+        raise InputError(
+            f"{where}: out_channels is {unet.out_channels}; it must be {outputs}, for in_channels {unet.in_channels} "
+            f"and a variance that is {diffusion.variance}"
+        )
     if unet.in_channels not in (1, 3, 4):
         raise InputError(f"{where}: in_channels is {unet.in_channels}; images have 1 (grey), 3 (RGB) or 4 (RGBA)")
     unit = 2 ** (unet.levels - 1)

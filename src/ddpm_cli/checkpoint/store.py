@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .weights import Tensors
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+NOTHING_KNOWN = Provenance()
 MANIFEST = "MANIFEST.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _MODEL, _OPTIMIZER, _STATE = "train/model.safetensors", "train/optimizer.safetensors", "train/state.json"
@@ -55,11 +56,11 @@ class Snapshot:
     loss_count: int
 
 
-def publish(run: Path, snapshot: Snapshot, *, keep: int, start: str | None = None) -> Path:
+def publish(run: Path, snapshot: Snapshot, *, keep: int, past: Provenance = NOTHING_KNOWN) -> Path:
     """Write ``checkpoints/step-XXXXXXXX``, whole or not at all, then retire all but the ``keep`` newest valid ones.
 
     Args:
-        start: the model whose weights the run began from.
+        past: what is known of the run besides its step.
 
     Returns:
         the checkpoint's folder. If a valid one of this step is there already, nothing is written.
@@ -73,7 +74,7 @@ def publish(run: Path, snapshot: Snapshot, *, keep: int, start: str | None = Non
             return final
         _retire(final)
     with _staged(final) as staged:
-        _write(staged, snapshot, start)
+        _write(staged, snapshot, past)
     _prune(run, final, keep)
     return final
 
@@ -254,8 +255,8 @@ def _write_model(
         sync(staged / folder)
 
 
-def _write(staged: Path, snapshot: Snapshot, start: str | None) -> None:
-    provenance = Provenance(snapshot.step, average=True, start=start)
+def _write(staged: Path, snapshot: Snapshot, past: Provenance) -> None:
+    provenance = replace(past, step=snapshot.step, average=True)
     _write_model(staged, snapshot.unet, snapshot.diffusion, snapshot.ema, provenance)
     (staged / "train").mkdir()
     state = {"step": snapshot.step, "loss_sum": snapshot.loss_sum, "loss_count": snapshot.loss_count}

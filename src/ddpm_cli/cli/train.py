@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..config import LOSSES, PREDICTIONS, VARIANCES
 from .options import (
     Command,
     DurationType,
@@ -57,8 +58,9 @@ To resume, run the same command again.
 @click.option("--ema", type=float, help="Rate of the moving average of the weights.  [default: by preset]")
 @click.option("--dropout", type=float, help="[default: by preset]")
 @click.option("--flip/--no-flip", default=None, help="Mirror images at random.  [default: flip]")
-@click.option("--predict", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts.  [default: eps]")
-@click.option("--variance", type=click.Choice(["fixed-large", "fixed-small"]), help="sigma_t^2 for sampling.")
+@click.option("--predict", type=click.Choice(PREDICTIONS), help="What the network predicts.  [default: eps]")
+@click.option("--loss", type=click.Choice(LOSSES), help="[default: simple; hybrid if the variance is learned]")
+@click.option("--variance", type=click.Choice(VARIANCES), help="sigma_t^2.  [default: by preset]")
 @click.option("--schedule", type=click.Choice(["linear", "cosine"]), help="[default: linear]")
 @click.option("--timesteps", type=click.IntRange(1, 10_000), help="T.  [default: 1000]")
 @click.option("--save-every", type=click.IntRange(0), help="Steps between checkpoints; 0 for only the last.")

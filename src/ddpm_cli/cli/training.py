@@ -80,11 +80,12 @@ class Job:
         config, cadence = what.config, what.cadence
         name = f"fine-tuned from {self.start}" if self.start else what.preset
         widths = ", ".join(map(str, config.unet.block_out_channels))
-        batch = config.train.batch_size
+        batch, d = config.train.batch_size, config.diffusion
         rows = [
             ("images", f"{n:,} of {height}x{width}, {COLOURS[channels]}, from {self.images}"),
             ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
-            ("training", f"batches of {batch}, learning rate {config.train.lr:g}"),
+            ("training", f"L_{config.train.loss} of {d.predict}, {d.variance}, {d.schedule}, T = {d.timesteps}"),
+            ("", f"batches of {batch}, learning rate {config.train.lr:g}"),
             ("device", f"{device}, {config.train.precision}"),
             ("memory", f"about {size(price.memory)}"),
             (
@@ -100,6 +101,8 @@ class Job:
             )
         rows.append(("output", str(self.folder.absolute())))
         screen.table(rows)
+        if d.predict == "mu" and config.train.loss != "vlb":
+            screen.warn("the paper found the unweighted error of mu unstable (Table 2); --loss vlb weights it")
         if n < batch:
             screen.say(f"fewer images than a batch has places ({batch}): each step shows images more than once")
 

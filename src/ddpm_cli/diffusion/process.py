@@ -9,14 +9,14 @@ and does not import torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import DiffusionConfig
+from ..config import LEARNED_VARIANCES, DiffusionConfig
 from .schedule import Schedule, Table, from_config
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def q_step(s: Schedule, x: X, t: Times, eps: X) -> X:
 
 def q_posterior_mean(s: Schedule, x_0: X, x_t: X, t: Times) -> X:
     """Eq. 7: the mean mu_tilde_t of q(x_{t-1} | x_t, x_0)."""
-    return at(_c_0(s), t, x_0) * x_0 + at(_c_t(s), t, x_0) * x_t
+    return at(posterior_weight(s), t, x_0) * x_0 + at(_c_t(s), t, x_0) * x_t
 
 
-def _c_0(s: Schedule) -> Table:
+def posterior_weight(s: Schedule) -> Table:
     """The factor of x_0 in Eq. 7, (T + 1,); 1 at t = 1."""
     result = np.zeros_like(s.beta)
     result[1:] = np.sqrt(s.alpha_bar[:-1]) * s.beta[1:] / (1 - s.alpha_bar[1:])
@@ -96,20 +96,37 @@ def v_from_x_0(s: Schedule, x_0: X, x_t: X, t: Times) -> X:
 
 def x_0_from_mu(s: Schedule, mu: X, x_t: X, t: Times) -> X:
     """Eq. 7 solved for x_0, given the mean mu of x_{t-1}; t >= 1."""
-    return (mu - at(_c_t(s), t, x_t) * x_t) / at(_c_0(s), t, x_t)
+    return (mu - at(_c_t(s), t, x_t) * x_t) / at(posterior_weight(s), t, x_t)
 
 
-def score_from_eps(s: Schedule, eps: X, t: Times) -> X:
-    """Section 3.2: the gradient of log q(x_t) that eps estimates, -eps / sqrt(1 - alpha_bar_t); t >= 1."""
-    return -eps / at(np.sqrt(1 - s.alpha_bar), t, eps)
+def x_0_from_score(s: Schedule, score: X, x_t: X, t: Times) -> X:
+    """x_0 = (x_t + (1 - alpha_bar_t) score) / sqrt(alpha_bar_t): Eq. 15 with score = -eps / sqrt(1 - alpha_bar_t)."""
+    return at(1 / np.sqrt(s.alpha_bar), t, x_t) * x_t + at((1 - s.alpha_bar) / np.sqrt(s.alpha_bar), t, x_t) * score
+
+
+def score_from_x_0(s: Schedule, x_0: X, x_t: X, t: Times) -> X:
+    """The gradient of log q(x_t | x_0), which the network learns to know the mean of (section 3.2); t >= 1."""
+    return -eps_from_x_0(s, x_0, x_t, t) / at(np.sqrt(1 - s.alpha_bar), t, x_t)
 
 
 def _same(_: Schedule, x_0: X, x_t: X, t: Times) -> X:
     return x_0
 
 
-X_0_FROM: dict[str, Callable[..., Any]] = {"eps": x_0_from_eps, "x0": _same, "v": x_0_from_v}
-FROM_X_0: dict[str, Callable[..., Any]] = {"eps": eps_from_x_0, "x0": _same, "v": v_from_x_0}
+X_0_FROM: dict[str, Callable[..., Any]] = {
+    "eps": x_0_from_eps,
+    "x0": _same,
+    "mu": x_0_from_mu,
+    "v": x_0_from_v,
+    "score": x_0_from_score,
+}
+FROM_X_0: dict[str, Callable[..., Any]] = {
+    "eps": eps_from_x_0,
+    "x0": _same,
+    "mu": q_posterior_mean,
+    "v": v_from_x_0,
+    "score": score_from_x_0,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +135,9 @@ class Diffusion:
 
     Args:
         schedule: q.
-        predict: what the network's output is: ``eps``, ``x0`` or ``v``.
-        variance: sigma_t^2, ``fixed-large`` or ``fixed-small`` (see `Schedule.sigma2`).
+        predict: what the network's output is: ``eps``, ``x0``, ``mu`` or ``v``.
+        variance: sigma_t^2, ``fixed-large`` or ``fixed-small`` (see `Schedule.sigma2`), or ``learned`` or
+            ``learned-range``: then the network's output has twice the channels, the second half for it (`p_theta`).
         clip: keep x_0_hat within [-1, 1].
     """
 
@@ -133,29 +151,80 @@ class Diffusion:
         """The diffusion that a configuration describes."""
         return cls(from_config(config), config.predict, config.variance, config.clip)
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network says what sigma_t^2 is, for each pixel."""
+        return self.variance in LEARNED_VARIANCES
+
     @cached_property
     def sigma2(self) -> Table:
-        """sigma_t^2 of p_theta(x_{t-1} | x_t), (T + 1,)."""
+        """sigma_t^2 of p_theta(x_{t-1} | x_t) where it is fixed, (T + 1,)."""
         return self.schedule.sigma2(self.variance)
+
+    @cached_property
+    def unclipped(self) -> Diffusion:
+        """The same reversal, with x_0_hat as the network has it."""
+        return replace(self, clip=False)
 
     def respaced(self, timesteps: list[int]) -> Diffusion:
         """The same reversal over a subset of the steps; see `Schedule.respaced`."""
-        return Diffusion(self.schedule.respaced(timesteps), self.predict, self.variance, self.clip)
+        return replace(self, schedule=self.schedule.respaced(timesteps))
 
 
 def network_times(d: Diffusion, t: Times, x: torch.Tensor) -> torch.Tensor:
     """The step(s) t as the tensor that the denoiser takes, int64 (B,): the trained chain's t, beside x."""
     import torch
 
-    if isinstance(t, int):
-        return torch.full((len(x),), int(d.schedule.timesteps[t]), dtype=torch.int64, device=x.device)
-    return torch.from_numpy(d.schedule.timesteps[t]).to(x.device, non_blocking=True)
+    trained = _trained_times(d, t)
+    if isinstance(trained, int):
+        return torch.full((len(x),), trained, dtype=torch.int64, device=x.device)
+    return torch.from_numpy(trained).to(x.device, non_blocking=True)
 
 
-def p_x_0(d: Diffusion, denoiser: Denoiser, x_t: torch.Tensor, t: Times) -> torch.Tensor:
-    """x_0_hat, what the network makes of x_t (Eq. 15 where it predicts eps), clipped if the diffusion says so."""
-    x_0_hat: torch.Tensor = X_0_FROM[d.predict](d.schedule, denoiser(x_t, network_times(d, t, x_t)), x_t, t)
-    return x_0_hat.clamp(-1, 1) if d.clip else x_0_hat
+def _trained_times(d: Diffusion, t: Times) -> Times:
+    """The same step(s) in the chain that the network was trained for."""
+    return int(d.schedule.timesteps[t]) if isinstance(t, int) else d.schedule.timesteps[t]
+
+
+@dataclass(frozen=True, eq=False)
+class Reverse:
+    """p_theta(x_{t-1} | x_t) = N(mu_theta, sigma2): what the network makes of x_t.
+
+    Args:
+        x_0_hat: (B, C, H, W); mu_theta is Eq. 7 with it for x_0 (see `p_mean`).
+        sigma2: a number, one for each image (B, 1, 1, 1), or where it is learned one for each pixel (B, C, H, W).
+    """
+
+    x_0_hat: torch.Tensor
+    sigma2: torch.Tensor | float
+
+
+def p_theta(d: Diffusion, denoiser: Denoiser, x_t: torch.Tensor, t: Times) -> Reverse:
+    """p_theta(x_{t-1} | x_t): the network at x_t, and what its output says (`reverse`)."""
+    return reverse(d, denoiser(x_t, network_times(d, t, x_t)), x_t, t)
+
+
+def reverse(d: Diffusion, output: torch.Tensor, x_t: torch.Tensor, t: Times) -> Reverse:
+    """p_theta(x_{t-1} | x_t) of the network's output at x_t.
+
+    Eq. 15 where it predicts eps; x_0_hat is clipped if the diffusion says so. A learned variance is exp of the
+    output's second half, or, as ``learned-range``, lies between the two fixed ones: with v from the second half,
+    sigma^2 = exp(w log beta_t + (1 - w) log beta_tilde_t), w = (v + 1) / 2 (Nichol and Dhariwal 2021, Eq. 15).
+    """
+    sigma2: torch.Tensor | float
+    if d.learns_variance:
+        output, v = output.chunk(2, dim=1)
+        sigma2 = v.exp() if d.variance == "learned" else _between(d.schedule, (v + 1) / 2, t).exp()
+    else:
+        sigma2 = at(d.sigma2, t, x_t)
+    # In the chain of its training, because mu is a mean of that chain's x_{t-1}; all else is the same in both.
+    x_0_hat: torch.Tensor = X_0_FROM[d.predict](d.schedule.trained or d.schedule, output, x_t, _trained_times(d, t))
+    return Reverse(x_0_hat.clamp(-1, 1) if d.clip else x_0_hat, sigma2)
+
+
+def _between(s: Schedule, w: torch.Tensor, t: Times) -> torch.Tensor:
+    """w log beta_t + (1 - w) log beta_tilde_t, with beta_tilde_2 at t = 1 as in `Schedule.sigma2`."""
+    return w * at(s.log_beta, t, w) + (1 - w) * at(s.log_beta_tilde, t, w)
 
 
 def p_mean(d: Diffusion, x_0_hat: torch.Tensor, x_t: torch.Tensor, t: Times) -> torch.Tensor:

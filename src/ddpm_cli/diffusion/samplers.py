@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .process import Diffusion, eps_from_x_0, p_mean, p_x_0
+from .process import Diffusion, eps_from_x_0, p_mean, p_theta
 
 if TYPE_CHECKING:
     from .process import Denoiser
@@ -40,11 +40,11 @@ def ancestral(d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise)
     """Algorithm 2: x_{t-1} = mu_theta(x_t, t) + sigma_t z for t = T..1, without noise in the last step."""
     x_t = x_T
     for t in range(d.schedule.T, 0, -1):
-        x_0_hat = p_x_0(d, denoiser, x_t, t)
-        x_t = p_mean(d, x_0_hat, x_t, t)
+        p = p_theta(d, denoiser, x_t, t)
+        x_t = p_mean(d, p.x_0_hat, x_t, t)
         if t > 1:
-            x_t = x_t + math.sqrt(d.sigma2[t]) * noise(int(d.schedule.timesteps[t]))
-        yield Step(int(d.schedule.timesteps[t - 1]), x_t, x_0_hat)
+            x_t = x_t + p.sigma2**0.5 * noise(int(d.schedule.timesteps[t]))
+        yield Step(int(d.schedule.timesteps[t - 1]), x_t, p.x_0_hat)
 
 
 def ddim(d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise, eta: float = 0.0) -> Iterator[Step]:
@@ -55,7 +55,7 @@ def ddim(d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise, eta:
     alpha_bar = d.schedule.alpha_bar
     x_t = x_T
     for t in range(d.schedule.T, 0, -1):
-        x_0_hat = p_x_0(d, denoiser, x_t, t)
+        x_0_hat = p_theta(d, denoiser, x_t, t).x_0_hat
         eps = eps_from_x_0(d.schedule, x_0_hat, x_t, t)
         sigma2 = eta**2 * float(d.schedule.beta_tilde[t])
         x_t = math.sqrt(alpha_bar[t - 1]) * x_0_hat + math.sqrt(max(1 - alpha_bar[t - 1] - sigma2, 0.0)) * eps

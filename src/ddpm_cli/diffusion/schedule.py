@@ -29,11 +29,13 @@ class Schedule:
         beta: (T + 1,), float64, beta[0] = 0.
         alpha_bar: (T + 1,), float64, prod over s <= t of 1 - beta_s; alpha_bar[0] = 1.
         timesteps: (T + 1,), int64: the t that the network is asked at. t itself, unless the chain is respaced.
+        trained: the schedule that this one is respaced from; None if it is none such.
     """
 
     beta: Table
     alpha_bar: Table
     timesteps: npt.NDArray[np.int64]
+    trained: Schedule | None = None
 
     @property
     def T(self) -> int:  # noqa: N802
@@ -51,6 +53,16 @@ class Schedule:
         result = np.zeros_like(self.beta)
         result[1:] = (1 - self.alpha_bar[:-1]) / (1 - self.alpha_bar[1:]) * self.beta[1:]
         return result
+
+    @cached_property
+    def log_beta(self) -> Table:
+        """log beta_t, (T + 1,); -infinity at t = 0."""
+        return _log(self.beta)
+
+    @cached_property
+    def log_beta_tilde(self) -> Table:
+        """log beta_tilde_t, (T + 1,), with that of t = 2 at t = 1, as `sigma2` has it; -infinity at t = 0."""
+        return _log(self.sigma2("fixed-small"))
 
     @cached_property
     def snr(self) -> Table:
@@ -88,7 +100,13 @@ class Schedule:
         beta[1:] = 1 - alpha_bar[1:] / alpha_bar[:-1]
         consecutive = np.diff(steps) == 1
         beta[1:][consecutive] = self.beta[steps[1:][consecutive]]
-        return Schedule(beta, alpha_bar, self.timesteps[steps])
+        return Schedule(beta, alpha_bar, self.timesteps[steps], self.trained or self)
+
+
+def _log(table: Table) -> Table:
+    with np.errstate(divide="ignore"):
+        result: Table = np.log(table)
+    return result
 
 
 def from_betas(betas: Sequence[float] | Table) -> Schedule:
