@@ -103,7 +103,7 @@ class Openai(nn.Module):
     Args:
         attention: levels that have it.
         heads: of each attention; ``head_channels`` instead of it for heads of one width.
-        learn_sigma: twice the outputs; `forward` gives the first half, eps.
+        learn_sigma: twice the outputs, the second half for the variance.
         t_scale: what t is multiplied by (rescale_timesteps: 1000 / T).
     """
 
@@ -123,7 +123,7 @@ class Openai(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        self.width, self.t_scale, self.channels = width, t_scale, channels
+        self.width, self.t_scale = width, t_scale
         hidden = 4 * width
         self.time_embed = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         if classes:
@@ -175,7 +175,7 @@ class Openai(nn.Module):
             x = torch.cat([x, skips.pop()], dim=1)
             for layer in block:
                 x = layer(x, emb)
-        return self.out(x)[:, : self.channels]
+        return self.out(x)
 
 
 # pesser/pytorch_diffusion.

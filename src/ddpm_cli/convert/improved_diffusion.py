@@ -78,8 +78,6 @@ def _convert(content: Content, options: Options) -> Converted:
     tensors = rename(where, content.tensors, _modules(content.tensors))
     measures = measure(where, tensors)
     learned = measures.out_channels == 2 * measures.in_channels
-    if learned:
-        tensors, measures = _without_variance(tensors, measures)
     size = size_of(where, measures, options.size)
     diffusion = _diffusion(options, learned)
     unet = network(
@@ -92,7 +90,7 @@ def _convert(content: Content, options: Options) -> Converted:
     if diffusion.timesteps != TIMESTEPS and options.rescale_timesteps is not False:
         unet, tensors = _rescaled(unet, tensors, diffusion.timesteps)
     weights = finish(where, _split_qkv(where, tensors, unet), unet)
-    _warn(content, options, unet, learned)
+    _warn(content, options, unet)
     return Converted(unet, diffusion, weights, _provenance(content))
 
 
@@ -139,13 +137,6 @@ def _up(names: Collection[str]) -> dict[str, str]:
                 modules[f"{block}.{place}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
                 level, layer = level + 1, 0
     return modules
-
-
-def _without_variance(tensors: Tensors, measures: Measures) -> tuple[Tensors, Measures]:
-    """The network without the second half of its outputs, which says variances (learn_sigma)."""
-    kept = measures.in_channels
-    first = {name: tensor[:kept] for name, tensor in tensors.items() if name.startswith("conv_out.") and tensor.ndim}
-    return tensors | first, replace(measures, out_channels=kept)
 
 
 def _head_channels(where: str, measures: Measures, options: Options) -> int | None:
@@ -207,13 +198,13 @@ def _diffusion(options: Options, learned: bool) -> DiffusionConfig:
     """Both projects' diffusion: linear schedules keep the sum of beta_t whatever T is."""
     T = TIMESTEPS if options.timesteps is None else options.timesteps
     schedule = SCHEDULE if options.schedule is None else options.schedule
-    variance = "fixed-small" if learned else "fixed-large"
+    variance = "learned-range" if learned else "fixed-large"
     if schedule != "linear":
         return DiffusionConfig(T, schedule, variance=variance)
     return DiffusionConfig(T, schedule, beta_start=1000 / T * 1e-4, beta_end=1000 / T * 0.02, variance=variance)
 
 
-def _warn(content: Content, options: Options, unet: UNetConfig, learned: bool) -> None:
+def _warn(content: Content, options: Options, unet: UNetConfig) -> None:
     """Say what was assumed, and what was left out."""
     height, width = unet.size
     assumed = {
@@ -236,8 +227,6 @@ def _warn(content: Content, options: Options, unet: UNetConfig, learned: bool) -
             "t is scaled to 0..1000, as improved-diffusion does by default and guided-diffusion does not; if the model "
             "is from there, give --no-rescale-timesteps"
         )
-    if learned:
-        log.warning("the learned variances (learn_sigma) are left out; sampling uses those of fixed-small")
     if _provenance(content).average is False:
         log.warning("these are the weights in training; their moving average, beside it as ema_*.pt, is better")
 
