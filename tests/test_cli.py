@@ -252,11 +252,12 @@ sys.exit(cli.run([]))
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("seconds", [20, 0])
 def test_a_signal_waits_for_the_end_of_an_import(
-    ddpm_env: dict[str, str], tmp_path: Path, name: str, code: int
+    ddpm_env: dict[str, str], tmp_path: Path, seconds: int, name: str, code: int
 ) -> None:
     (tmp_path / "slow.py").write_text(IMPORTING)
-    (tmp_path / "main.py").write_text(UNDER_WAY)
+    (tmp_path / "main.py").write_text(UNDER_WAY.replace("20", str(seconds)))
     command = [sys.executable, str(tmp_path / "main.py"), name]
     done = subprocess.run(command, env=ddpm_env, capture_output=True, text=True, timeout=15)
     assert (done.returncode, done.stdout, done.stderr) == (code, "imported\n", "error: interrupted\n")

@@ -163,17 +163,27 @@ def _interruptible() -> Iterator[None]:
         yield  # where no handler can be set
         return
 
+    pending: int | None = None
+    timers: list[threading.Timer] = []
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if _is_importing(frame):
-            threading.Timer(_LATER, signal.pthread_kill, (threading.main_thread().ident, number)).start()
-        else:
+        nonlocal pending
+        if not _is_importing(frame):
             raise Interrupted(number)
+        pending = number
+        timers[:] = [threading.Timer(_LATER, signal.pthread_kill, (threading.main_thread().ident, number))]
+        timers[0].daemon = True
+        timers[0].start()
 
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
+        if pending is not None:  # and the program has ended before it came again
+            raise Interrupted(pending)
     finally:
+        for timer in timers:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
