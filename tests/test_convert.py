@@ -456,11 +456,22 @@ def test_nothing_is_opened_unasked(ddpm: Ddpm, tmp_path: Path) -> None:
         convert(tmp_path / "x.pt", Options())
     sentinel = tmp_path / "executed"
     saved(tmp_path / "x.pt", Payload(sentinel))
+    assert ddpm("convert", "x.pt", "-o", "out").returncode == 3
+    with pytest.raises(InputError):
+        convert(tmp_path / "x.pt", Options())
+    assert not sentinel.exists()
     done = ddpm("convert", "x.pt", "-o", "out", "--allow-pickle")
     assert done.returncode == 3
     assert "names 'posix.mkdir', which no weights are made of" in done.stderr
     assert not sentinel.exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_that_claims_to_be_longer_than_memory(ddpm: Ddpm, tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02\x8d" + (2**62).to_bytes(8, "little"))
+    for flags in ((), ("--allow-pickle",)):
+        done = ddpm("convert", "x.pt", "-o", "out", *flags)
+        assert done.returncode == 3, done.stderr
 
 
 @pytest.mark.parametrize(

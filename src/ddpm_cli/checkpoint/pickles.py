@@ -194,7 +194,7 @@ def _check_program(where: str, program: IO[bytes]) -> None:
                 raise InputError(
                     f"{where} names '{printable(name[:100])}', which no weights are made of; it is refused"
                 )
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, MemoryError, OverflowError) as error:
         raise InputError(
             f"{where} is cut, damaged, or no file of torch.save ({printable(str(error))[:100]})"
         ) from error
