@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from .unet import parameter_count
 
 PICTURE = "samples.png"
 
+_LARGEST = 1e9  # of a number that a page can say
 _MARKUP = re.compile(r"([\\`*_\[\]<>|])")  # in what others wrote: names of repositories and files
 
 
@@ -78,14 +78,14 @@ class Measured:
         """
         data = read_json(path)
         bits, stderr, images = (data.get(key) for key in ("bits_per_dim", "stderr", "images"))
-        is_spread = stderr is None or _is_finite(stderr)
-        if _is_finite(bits) and is_spread and isinstance(images, int) and images > 0:
+        is_spread = stderr is None or (_is_finite(stderr) and stderr >= 0)
+        if _is_finite(bits) and is_spread and type(images) is int and images > 0:
             return cls(bits, stderr, images)
         raise InputError(f"{printable(path)} is not what ddpm eval-bpd --json prints")
 
 
 def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def card(
@@ -93,7 +93,7 @@ def card(
     stored: StoredModel,
     run: RunFacts | None,
     measured: Measured | None,
-    licence: Mapping[str, str] = MappingProxyType({}),
+    licence: Mapping[str, str | list[str]] = MappingProxyType({}),
 ) -> str:
     """README.md for a repository, with the front matter that the Hub reads.
 
@@ -108,7 +108,8 @@ def card(
         "pipeline_tag: unconditional-image-generation",
         "tags:",
         *(f"- {tag}" for tag in tags),
-        *(f"{key}: {json.dumps(value)}" for key, value in licence.items()),  # JSON's strings are YAML's
+        # What JSON writes of strings and lists is YAML.
+        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in licence.items()),
         "---",
         "",
         f"# {name}",

@@ -23,17 +23,22 @@ def publish(spec: str, repo: str, screen: Screen, *, private: bool, bpd: Path | 
     if not dry_run:
         hub.require_token()
     measured = Measured.read(bpd) if bpd else None
+    page = None if dry_run else hub.page_of(name)
+    if private and page and not page.private:
+        raise ArgumentError(
+            f"{name} exists and is public, so --private cannot hide what is pushed; make it private on its page, or "
+            "name another repository"
+        )
     stored = find_model(spec, screen)
     run = _run_of(stored)
-    licence = {} if dry_run else hub.licence(name)
-    text = card(name.repo, stored, RunFacts.read(run) if run else None, measured, licence)
+    text = card(name.repo, stored, RunFacts.read(run) if run else None, measured, page.licence if page else {})
     with tempfile.TemporaryDirectory(prefix="ddpm-push-") as folder:
         save_model(Path(folder) / "model", stored)
         content = files(Path(folder) / "model", text, _picture(stored, run, screen))
         for path, part in content.items():
             screen.say(f"  {path:<44} {size(len(part) if isinstance(part, bytes) else part.stat().st_size)}")
         if dry_run:
-            screen.say(f"nothing was published; without --dry-run this becomes {name.repo}")
+            screen.say(f"nothing was published; without --dry-run this becomes {name.repo}, which keeps its licence")
             return text
         commit = hub.push(name, content, private=private, message=f"Publish {name.repo} with ddpm")
     screen.say(f"ddpm sample -m {name.repo} -n 64 -o grid.png")
