@@ -7,14 +7,18 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -224,7 +228,7 @@ class HubServer:
         files = [{"rfilename": path} for path in found.files]
         about = {"id": repo, "modelId": repo, "sha": found.commit, "private": found.private, "tags": []}
         stated = re.findall(r"(?m)^(license\w*): (.*)$", found.files.get("README.md", b"").decode())
-        page = {field: value.strip('"') for field, value in stated}
+        page = {field: json.loads(value) for field, value in stated}
         return as_json({**about, "downloads": 0, "likes": 0, "siblings": files, "cardData": page})
 
     def _paths(self, request: Request, repo: str, revision: str) -> Answer:
@@ -336,4 +340,51 @@ def run_without_sockets(arguments: list[str]) -> int:
     import ddpm_cli.cli
 
     sys.addaudithook(watch)
+    return ddpm_cli.cli.run(arguments)
+
+
+def run_by_xet(arguments: list[str]) -> int:
+    """The program where a file comes by Xet: the client's own reporter is told as hf_xet tells it."""
+    import huggingface_hub.file_download as client
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    import ddpm_cli.cli
+
+    def xet_get(*, incomplete_path: Path, expected_size: int, tqdm_class: type, **_: object) -> None:
+        with urllib.request.urlopen(os.environ["SOURCE"]) as answer:
+            data = answer.read()
+        with XetDownloadProgressReporter(
+            reconstruction_desc="x", total=expected_size, log_level=40, tqdm_class=tqdm_class
+        ) as reporter:
+            for tenth in range(1, 11):
+                reporter.update_progress(
+                    SimpleNamespace(
+                        total_bytes=expected_size,
+                        total_bytes_completed=expected_size * tenth // 10,
+                        total_transfer_bytes_completed=expected_size * tenth // 11,
+                        total_bytes_completion_rate=1.0,
+                        total_transfer_bytes_completion_rate=1.0,
+                    )
+                )
+        incomplete_path.write_bytes(data)
+
+    client.xet_get = xet_get
+    return ddpm_cli.cli.run(arguments)
+
+
+def run_slowly(arguments: list[str]) -> int:
+    """The program on a machine that takes a second to hash a file, and another to look at what came out."""
+    import ddpm_cli.cli
+    from ddpm_cli.hub import cache
+
+    def slowed(function: Callable[..., str]) -> Callable[..., str]:
+        def slow(path: Path, *more: str) -> str:
+            time.sleep(1)
+            digest = function(path, *more)
+            time.sleep(1)
+            return digest
+
+        return slow
+
+    cache.sha256, cache._digest = slowed(cache.sha256), slowed(cache._digest)
     return ddpm_cli.cli.run(arguments)

@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +28,20 @@ from ddpm_cli.checkpoint.layout import WEIGHTS
 from ddpm_cli.config import UNetConfig
 from ddpm_cli.hub.client import LONGEST_WAIT, SILENT_SECONDS, RepoName, parse
 from ddpm_cli.unet import UNet, build
-from hub_server import Answer, HubServer, Repository, as_json, refusal, run_without_sockets, serving
+from hub_server import (
+    Answer,
+    HubServer,
+    Repository,
+    as_json,
+    refusal,
+    run_by_xet,
+    run_slowly,
+    run_without_sockets,
+    serving,
+    sha256,
+)
 from models import GOOGLE_256, GOOGLE_CIFAR10, random_unet, tiny, write_model
-from nursery import Nursery, wait_until
+from nursery import Child, Nursery, wait_until
 from test_checkpoint import HUB_SCHEDULER, old_name
 
 NESTED = f"unet/{WEIGHTS}"
@@ -261,13 +273,33 @@ def test_a_cache_in_which_a_name_leads_elsewhere(
 def test_a_cache_that_holds_all_is_not_written(call: Call, server: HubServer, repository: Repository) -> None:
     folder = Path(call("pull", "u/m").lines[0])
     ref = folder.parents[1] / "refs" / "main"
-    before = ref.stat()
+
+    def state() -> dict[Path, tuple[int, int]]:
+        entries = (ref.parents[1], *ref.parents[1].rglob("*"))
+        return {path: (path.lstat().st_ino, path.lstat().st_mtime_ns) for path in entries}
+
+    before = state()
     assert call("pull", "u/m").returncode == 0
-    assert (ref.stat().st_ino, ref.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert state() == before
     ref.unlink()
     ref.parent.rmdir()
     ref.parent.write_bytes(b"")  # where none can be written, as in a cache that is read-only
     assert call("info", "u/m").returncode == 0
+
+
+def test_a_cache_without_links_says_that_nothing_was_compared(
+    call: Call, server: HubServer, repository: Repository
+) -> None:
+    weights = Path(call("pull", "u/m").lines[0]) / NESTED
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content)
+    assert "all agree with the digests that the Hub lists" in call("info", "u/m").stdout.decode()
+    said = call("info", "u/m", env={"HF_HUB_OFFLINE": "1"}).stdout.decode()
+    assert f"not compared, as the cache has no digest of them: {NESTED}" in said
+    weights.write_bytes(content[:-1] + b"?")
+    assert call("info", "u/m").returncode == 0  # fetched anew
+    assert weights.read_bytes() == content
 
 
 def test_a_cache_that_cannot_be_made(call: Call, server: HubServer, repository: Repository) -> None:
@@ -322,7 +354,10 @@ def test_a_cache_whose_note_of_the_branch_is_damaged(call: Call, server: HubServ
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ({"HF_ENDPOINT": ""}, "HF_ENDPOINT is ''; it must begin with https://"),
+        ({"HF_ENDPOINT": ""}, "HF_ENDPOINT is ''; it must be an address, https://..."),
+        ({"HF_ENDPOINT": "http://[x"}, "no use: Invalid IPv6 URL"),
+        ({"HF_ENDPOINT": "http://x:99999999"}, "no use: Port out of range"),
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, "an HF_... variable of the environment has a value that is of no use"),
         ({"HF_ENDPOINT": "hub.example"}, "HF_ENDPOINT is 'hub.example'"),
         ({"HF_ENDPOINT": "http://me:secret@127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached for u/m"),
         ({"HF_TOKEN": "hf_\u00e9"}, "has characters that no token has"),
@@ -360,6 +395,7 @@ ALWAYS = 100
         ("GET", FILE, {"answer": HTML}, 4, "answered in a way that is not the Hub's"),
         ("GET", ABOUT, {"answer": as_json({"id": "u/m", "sha": "../../x"})}, 4, "names a commit of u/m that is none"),
         ("HEAD", FILE, {"headers": {"ETag": "../../../../x", "X-Linked-Etag": "../../x"}}, 4, "an ETag that is none"),
+        ("HEAD", FILE, {"headers": {"ETag": "..", "X-Linked-Etag": ".."}}, 4, "an ETag that is none"),
         ("HEAD", FILE, {"headers": {"X-Repo-Commit": "0" * 40}}, 4, "sends a file of commit 0{40} where"),
         ("HEAD", FILE, {"headers": {"X-Repo-Commit": "../../x"}}, 4, "sends a file of commit ../../x where"),
         ("GET", FILE, {"flip": 100}, 4, "arrived damaged twice"),
@@ -439,7 +475,7 @@ def test_trouble_that_does_not_pass_ends_within_a_deadline(
             servers.append(context)
             hub.put("u/m", repository.files)
             hub.fail(method, path, times=ALWAYS, **fault)
-            patience = {"HF_HUB_ETAG_TIMEOUT": "10", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}  # as users have it
+            patience = {"HF_HUB_ETAG_TIMEOUT": "20", "HF_HUB_DOWNLOAD_TIMEOUT": "20"}  # more than ours in all its tries
             env = ddpm_env | environment(hub) | patience | {"HF_HOME": str(tmp_path / name)}
             children[name] = nursery.ddpm("pull", "u/m", env=env, cwd=tmp_path)
         for name, child in children.items():
@@ -474,13 +510,69 @@ def test_pulls_at_once_and_kills_leave_a_whole_cache(
         server.requests.clear()
 
 
+def pull_slowly(
+    server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
+) -> Child:
+    """A pull of several megabytes that has begun, and will take about ten seconds."""
+    wide = replace(tiny(), block_out_channels=(64, 128))
+    repository.files.update(content(write_model(tmp_path / "wide", random_unet(wide, 1))))
+    assert len(repository.files[NESTED]) > 2_000_000
+    server.fail("GET", FILE, trickle=0.002)
+    child = nursery.ddpm("pull", "u/m", env=ddpm_env | environment(server), cwd=tmp_path)
+    digest = sha256(repository.files[NESTED])
+
+    def parts() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "hf-home").rglob(f"{digest}.*.incomplete"))
+
+    wait_until(lambda: parts() >= 2**16, "a part of the weights")
+    return child
+
+
+def test_a_file_that_comes_by_xet(
+    server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
+) -> None:
+    xet = {"X-Xet-Hash": "ab" * 32, "X-Xet-Refresh-Route": f"{server.url}/x"}
+    server.fail("HEAD", FILE, times=ALWAYS, headers=xet)
+    env = ddpm_env | environment(server) | {"HF_HUB_DISABLE_XET": "0"}
+    env["SOURCE"] = f"{server.url}/u/m/resolve/{repository.commit}/{NESTED}"
+    child = nursery.call(run_by_xet, ["pull", "u/m"], env=env)
+    assert child.wait() == 0, child.stderr
+    assert (Path(child.stdout.strip()) / NESTED).read_bytes() == repository.files[NESTED]
+
+
+def test_pulls_of_a_pickle_at_once_leave_a_whole_cache(
+    server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], call: Call, tmp_path: Path
+) -> None:
+    weights = read_model(tmp_path / "m", "m").weights
+    torch.save(weights, tmp_path / "weights.bin")
+    del repository.files[NESTED]
+    repository.files["unet/diffusion_pytorch_model.bin"] = (tmp_path / "weights.bin").read_bytes()
+    env, children = ddpm_env | environment(server), []
+    for _ in range(3):
+        children.append(nursery.call(run_slowly, ["pull", "--allow-pickle", "u/m"], env=env))
+        time.sleep(0.4)
+    assert [child.wait() for child in children] == [0, 0, 0], [child.stderr for child in children]
+    done = call("sample", "-m", "u/m", "-n", "1", "-o", "a.png", *CPU, env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_pulls_at_once_mend_a_damaged_cache(
+    server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], call: Call, tmp_path: Path
+) -> None:
+    weights = Path(call("pull", "u/m").lines[0]) / NESTED
+    weights.resolve().write_bytes(b"damaged")
+    env = ddpm_env | environment(server)
+    slow = nursery.call(run_slowly, ["pull", "u/m"], env=env)
+    time.sleep(0.5)
+    quick = nursery.ddpm("pull", "u/m", env=env, cwd=tmp_path)
+    assert (quick.wait(), slow.wait()) == (0, 0), quick.stderr + slow.stderr
+    assert weights.read_bytes() == repository.files[NESTED]
+
+
 def test_a_pull_that_is_killed_while_the_weights_come(
     server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], call: Call, tmp_path: Path
 ) -> None:
-    server.fail("GET", FILE, trickle=0.004)
-    child = nursery.ddpm("pull", "u/m", env=ddpm_env | environment(server), cwd=tmp_path)
-    blobs = tmp_path / "hf-home" / "hub" / "models--u--m" / "blobs"
-    wait_until(lambda: any(path.stat().st_size for path in blobs.glob("*.incomplete")), "a part of the weights")
+    child = pull_slowly(server, repository, nursery, ddpm_env, tmp_path)
     child.kill()
     assert call("info", "u/m", env={"HF_HUB_OFFLINE": "1"}).returncode == 4
     done = call("pull", "u/m")
@@ -491,14 +583,11 @@ def test_a_pull_that_is_killed_while_the_weights_come(
 def test_a_pull_that_is_interrupted_leaves_no_part(
     server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
 ) -> None:
-    server.fail("GET", FILE, trickle=0.0005)
-    child = nursery.ddpm("pull", "u/m", env=ddpm_env | environment(server), cwd=tmp_path)
-    blobs = tmp_path / "hf-home" / "hub" / "models--u--m" / "blobs"
-    wait_until(lambda: any(path.stat().st_size for path in blobs.glob("*.incomplete")), "a part of the weights")
+    child = pull_slowly(server, repository, nursery, ddpm_env, tmp_path)
     child.kill(signal.SIGINT)
     assert child.wait() == 130
     assert child.stderr.splitlines()[-1] == "error: interrupted"
-    assert not [*blobs.glob("*.incomplete")]
+    assert not [*(tmp_path / "hf-home").rglob("*.incomplete")]
 
 
 def test_a_file_that_does_not_end_where_it_should(call: Call, server: HubServer, repository: Repository) -> None:
@@ -515,11 +604,12 @@ def test_what_interrupted_downloads_left_is_removed_once_it_is_old(
 ) -> None:
     blobs = tmp_path / "hf-home" / "hub" / "models--u--m" / "blobs"
     blobs.mkdir(parents=True)
-    for name, age in (("old", 2 * 86400), ("young", 3600)):
+    for name, age in (("old.0123abcd", 2 * 86400), ("young.0123abcd", 3600), ("of an earlier client", 2 * 86400)):
         (blobs / f"{name}.incomplete").write_bytes(b"0")
         os.utime(blobs / f"{name}.incomplete", (time.time() - age,) * 2)
     assert call("pull", "u/m").returncode == 0
-    assert [path.name for path in blobs.glob("*.incomplete")] == ["young.incomplete"]
+    left = {path.name for path in blobs.glob("*.incomplete")}
+    assert left == {"young.0123abcd.incomplete", "of an earlier client.incomplete"}
 
 
 # --- content that is not what it should be ----------------------------------------------------------------------------
@@ -663,6 +753,9 @@ def test_what_is_to_be_private_is_not_pushed_where_all_can_see_it(
         '{"bits_per_dim": 3.0, "stderr": true, "images": 3}',
         '{"bits_per_dim": 3.0, "stderr": 0.1, "images": -3}',
         '{"bits_per_dim": 3.0, "stderr": 0.1, "images": 3.5}',
+        '{"bits_per_dim": 3.0, "stderr": 0.1, "images": true}',
+        '{"bits_per_dim": 3.0, "stderr": -0.1, "images": 3}',
+        f'{{"bits_per_dim": {10**400}, "stderr": 0.1, "images": 3}}',
     ],
 )
 def test_bits_per_dim_that_cannot_be_are_refused(call: Call, tiny_run: Path, tmp_path: Path, data: str) -> None:
@@ -673,10 +766,11 @@ def test_bits_per_dim_that_cannot_be_are_refused(call: Call, tiny_run: Path, tmp
 def test_a_licence_that_was_chosen_stays(call: Call, server: HubServer, tiny_run: Path) -> None:
     assert call("push", tiny_run, "me/m", env=TOKEN).returncode == 0
     files = server.repositories["me/m"].files
-    files["README.md"] = files["README.md"].replace(b"\ntags:", b"\nlicense: cc-by-4.0\ntags:", 1)
+    chosen = 'license: ["mit", "cc-by-4.0"]\nlicense_name: "ours \U0001f389"\n'
+    files["README.md"] = files["README.md"].replace(b"\ntags:", b"\n" + chosen.encode() + b"tags:", 1)
     assert call("push", tiny_run, "me/m", env=TOKEN).returncode == 0
     page = files["README.md"].decode()
-    assert '\nlicense: "cc-by-4.0"\n' in page.split("---")[1]
+    assert f"\n{chosen}" in page.split("---")[1]
     assert "Not stated yet" not in page
 
 

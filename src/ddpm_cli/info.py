@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .checkpoint import MANIFEST, PICKLED_WEIGHTS, WEIGHTS, StoredModel, verify, weights_file
+from .checkpoint import MANIFEST, StoredModel, verify
 from .model import ready
 from .pixels import COLOURS
 from .published import PUBLISHED, TOLERANCE, Published, difference
@@ -106,13 +106,14 @@ def examine(stored: StoredModel, *, outputs: bool) -> Info:
     Raises:
         InputError: its files do not agree with their manifest.
     """
-    published = _published(stored)
+    # What is known of a published network is said of one that came from there, or that computes the same.
+    published = PUBLISHED.get((stored.provenance.origin or "").partition("@")[0])
     verification = None
     if outputs and published:
         unet = ready(stored, device="cpu", precision="fp32").denoiser.unet
         verification = Verification(difference(published, unet), TOLERANCE)
-        if not verification.passed:
-            published = None  # what is known of that network says nothing about this one
+    if not (verification.passed if verification else stored.checked is not None):
+        published = None
     folder = stored.folder
     return Info(
         stored=stored,
@@ -124,10 +125,6 @@ def examine(stored: StoredModel, *, outputs: bool) -> Info:
         warnings=(published.remark,) if published and published.remark else (),
         verification=verification,
     )
-
-
-def _published(stored: StoredModel) -> Published | None:
-    return PUBLISHED.get((stored.provenance.origin or "").partition("@")[0]) if stored.from_hub else None
 
 
 def _weights(stored: StoredModel, published: Published | None) -> str:
@@ -145,9 +142,6 @@ def _checked(stored: StoredModel) -> str:
     if (stored.folder / MANIFEST).is_file():
         verify(stored.folder)
         return f"all agree with {MANIFEST}"
-    if stored.from_hub:
-        weights = weights_file(stored.folder)
-        if weights.name == WEIGHTS and not weights.with_name(PICKLED_WEIGHTS).is_file():
-            return "all agree with the digests that the Hub lists"
-        return "agree with the digests that the Hub lists, but for the weights, which were made here of a pickle"
+    if stored.checked is not None:
+        return stored.checked
     return "no digests to compare them with; tensors are of the right names, shapes and sizes"

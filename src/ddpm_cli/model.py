@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -238,7 +239,9 @@ def find(spec: str) -> Stage[StoredModel]:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # no name of a file, but one that is too long
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # which no file has; any other says that it may be there
+            raise
         return False
 
 
@@ -251,7 +254,7 @@ def read_pulled(pulled: Pulled, source: str) -> StoredModel:
     stored = read_model(pulled.folder, source)
     earlier = stored.provenance.origin
     origin = pulled.origin if earlier is None else f"{pulled.origin} ({earlier[:_LONGEST_PAST]})"
-    return replace(stored, provenance=replace(stored.provenance, origin=origin), from_hub=True)
+    return replace(stored, provenance=replace(stored.provenance, origin=origin), checked=pulled.checked)
 
 
 def _read_folder(path: Path, spec: str) -> StoredModel:

@@ -8,12 +8,12 @@ from .layout import (
     Provenance,
     StoredModel,
     is_model_folder,
-    keep_as_safetensors,
     largest_weights,
     read_json,
     read_model,
     read_provenance,
     weights_file,
+    write_unpickled,
 )
 from .store import MANIFEST, MOMENTS, Snapshot, check_new, newest, publish, read_snapshot, run_lock, save_model, verify
 
@@ -29,7 +29,6 @@ __all__ = [
     "StoredModel",
     "check_new",
     "is_model_folder",
-    "keep_as_safetensors",
     "largest_weights",
     "newest",
     "publish",
@@ -41,4 +40,5 @@ __all__ = [
     "save_model",
     "verify",
     "weights_file",
+    "write_unpickled",
 ]

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import reprlib
-import secrets
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +16,7 @@ from typing import Any
 
 from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from ..errors import InputError
-from ..files import disk_errors, printable
+from ..files import printable
 from ..unet import build
 from . import pickles, weights
 from .weights import Tensors
@@ -94,7 +92,7 @@ class StoredModel:
         weights: the state dict, float32 on the CPU.
         source: where it was found, as the user named it.
         folder: where its files lie; None if it was only made.
-        from_hub: whether they were fetched from a Hub just now or before, and compared with what it lists.
+        checked: what its files were compared with when they came from a Hub; None if they did not.
     """
 
     unet: UNetConfig
@@ -103,7 +101,7 @@ class StoredModel:
     source: str
     provenance: Provenance = Provenance()
     folder: Path | None = None
-    from_hub: bool = False
+    checked: str | None = None
 
     @property
     def identity(self) -> str:
@@ -153,26 +151,14 @@ def weights_file(folder: Path) -> Path:
     return next((other for other in others if other.is_file()), file)
 
 
-def keep_as_safetensors(folder: Path) -> Path:
-    """Read the weights of a folder that has them only as a pickle, with care, and put a safetensors file beside it.
-
-    Returns:
-        That file.
+def write_unpickled(folder: Path, path: Path) -> None:
+    """Read the weights of a folder that has them only as a pickle, with care, and write them as a safetensors file.
 
     Raises:
         InputError: it holds anything but the tensors that the folder's configuration asks for.
-        DiskError: the folder cannot be written.
+        DiskError: the file cannot be written.
     """
-    tensors = read_model(folder, str(folder), unpickle=True).weights
-    file = weights_file(folder).with_name(WEIGHTS)
-    staged = file.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    with disk_errors(file):
-        try:
-            weights.write(staged, tensors)
-            staged.replace(file)
-        finally:
-            staged.unlink(missing_ok=True)
-    return file
+    weights.write(path, read_model(folder, str(folder), unpickle=True).weights)
 
 
 def _unet_folder(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +32,12 @@ class Pulled:
     Args:
         folder: of diffusers' layout, nested or flat.
         origin: ``user/repo@commit``.
+        checked: what its files were compared with, for people.
     """
 
     folder: Path
     origin: str
+    checked: str = ""
 
 
 def found(name: RepoName, revision: str | None) -> Pulled | None:
@@ -84,11 +87,18 @@ def _digest(path: Path, expected: str) -> str:
     return digest.hexdigest()
 
 
-def check_content(path: Path) -> None:
-    """Refuse a file of the cache whose content is not what its name says."""
+def check_content(path: Path) -> bool:
+    """Refuse a file of the cache whose content is not what its name says; False if that says nothing.
+
+    Raises:
+        InputError: it was altered, or cannot be read.
+    """
     expected = content_of(path).name
-    if path.is_symlink() and path.exists() and DIGEST.fullmatch(expected) and not agrees(path, expected):
+    if not path.is_symlink() or not DIGEST.fullmatch(expected):
+        return False
+    if not agrees(path, expected):
         raise InputError(f"{printable(path)} was altered: its content is not what was fetched; delete it")
+    return True
 
 
 def contents_of(name: RepoName) -> Path:
@@ -117,27 +127,34 @@ def remove(name: RepoName, path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def store(name: RepoName, path: Path) -> None:
-    """Put a file that was made in the cache where all others are: its digest names the content, and a link leads to it.
+def keep(name: RepoName, place: Path, write: Callable[[Path], None]) -> None:
+    """Make a file of the cache as the client does: its digest names the content, and a link in its place leads there.
 
-    So it is compared with that name whenever it is used.
+    So it is compared with that name whenever it is used. Others see it whole or not at all.
+
+    Args:
+        write: makes the file at the path that it is given.
     """
-    content, link = contents_of(name) / sha256(path), path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    with disk_errors(path):
+    contents, mark = contents_of(name), f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    staged, link = contents / mark, place.with_name(mark)
+    with disk_errors(place):
         try:
-            link.symlink_to(os.path.relpath(content, path.parent))
-        except OSError:  # of a file system without links; the client's own files are no links there either
-            return
-        try:
-            path.replace(content)
-            link.replace(path)
+            write(staged)
+            content = contents / sha256(staged)
+            link.symlink_to(os.path.relpath(content, place.parent))
+            staged.replace(content)
+            link.replace(place)
         finally:
+            staged.unlink(missing_ok=True)
             link.unlink(missing_ok=True)
 
 
 def remove_leftovers(name: RepoName) -> None:
-    """Remove what interrupted downloads left long ago: the client begins each under a name of its own."""
-    for leftover in contents_of(name).glob("*.incomplete"):
+    """Remove what interrupted downloads left long ago: the client begins each under a name of its own.
+
+    Earlier ones had one name for each content, and could go on with it; those stay.
+    """
+    for leftover in contents_of(name).glob("*.*.incomplete"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND_SECONDS:
                 leftover.unlink()

@@ -34,7 +34,7 @@ T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,250}", re.ASCII)
 _RESOLVED = re.compile(r"/resolve/([0-9a-f]{40})/")
-_ETAG = re.compile(r"[\w+=.-]{1,250}", re.ASCII)
+_ETAG = re.compile(r"[\w+=-]{1,250}", re.ASCII)
 # What the client stumbles with over an answer that is none of the Hub's.
 _STUMBLES = (ValueError, LookupError, TypeError, AttributeError, OSError)
 _HTTPError: type[Exception] = errors.HfHubHTTPError.__mro__[1]  # of whichever HTTP library the client is built on
@@ -99,10 +99,8 @@ def api() -> huggingface_hub.HfApi:
     Raises:
         HubError: HF_ENDPOINT, the token or the proxy is of no use.
     """
-    if not constants.ENDPOINT.startswith(("http://", "https://")):
-        raise HubError(
-            f"HF_ENDPOINT is '{printable(constants.ENDPOINT)[:100]}'; it must begin with https:// or http://"
-        )
+    if not _is_address(constants.ENDPOINT):
+        raise HubError(f"HF_ENDPOINT is '{printable(constants.ENDPOINT)[:100]}'; it must be an address, https://...")
     if not (huggingface_hub.get_token() or "").isascii():
         raise HubError("the token for the Hub has characters that no token has; check HF_TOKEN")
     # Its warnings and bars are for people who use it directly; here errors end in one sentence.
@@ -153,9 +151,17 @@ def patiently(name: RepoName | str, ask: Callable[[], T]) -> T:
         return ask()
 
 
+def _is_address(text: str) -> bool:
+    try:
+        address = urlsplit(text)
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:
+        return False
+
+
 def host() -> str:
     """The Hub's address, for people: without a user's name and password."""
-    address = urlsplit(constants.ENDPOINT)
+    address = urlsplit(constants.ENDPOINT)  # which `api` has found to be one
     return printable(address._replace(netloc=address.netloc.rpartition("@")[2]).geturl())
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Generator
+from dataclasses import replace
+from functools import partial
 
 from huggingface_hub import RepoFile, constants
 
@@ -13,14 +15,14 @@ from ..checkpoint import (
     NOTES,
     PICKLED_WEIGHTS,
     WEIGHTS,
-    keep_as_safetensors,
     largest_weights,
     weights_file,
+    write_unpickled,
 )
 from ..errors import HubError, InputError
 from ..files import printable
 from ..stage import Stage, finished
-from .cache import DIGEST, Pulled, check_content, found, path_of, remember, remove_leftovers, store
+from .cache import DIGEST, Pulled, check_content, found, keep, path_of, remember, remove_leftovers
 from .client import REQUEST_SECONDS, RepoName, UnreachableError, api, host, patiently
 from .transfer import RemoteFile, fetch_file
 
@@ -121,12 +123,14 @@ def _fetch(
             raise InputError(f"{name}: {weights.path} has {weights.size:,} bytes; its network has at most {limit:,}")
         yield from fetch_file(name, commit, weights)
         if weights.path.endswith(PICKLED_WEIGHTS):
-            store(name, keep_as_safetensors(pulled.folder))
+            keep(name, weights_file(pulled.folder).with_name(WEIGHTS), partial(write_unpickled, pulled.folder))
     remove_leftovers(name)
     revision = name.revision or constants.DEFAULT_REVISION
     if revision != commit and found(name, revision) != pulled:
         remember(name, revision, commit)
-    return pulled
+    unpickled = weights is None or weights.path.endswith(PICKLED_WEIGHTS)
+    but = ", but for the weights, which were made here of a pickle" if unpickled else ""
+    return replace(pulled, checked=f"all agree with the digests that the Hub lists{but}")
 
 
 def _cached(name: RepoName) -> Pulled | None:
@@ -134,6 +138,8 @@ def _cached(name: RepoName) -> Pulled | None:
     pulled = found(name, name.revision)
     if pulled is None or not weights_file(pulled.folder).is_file():
         return None
-    for file in _WANTED:
-        check_content(pulled.folder / file)
-    return pulled
+    there = [file for file in _WANTED if (pulled.folder / file).is_file()]
+    unknown = [file for file in there if not check_content(pulled.folder / file)]
+    if unknown:
+        return replace(pulled, checked=f"not compared, as the cache has no digest of them: {', '.join(unknown)}")
+    return replace(pulled, checked="all agree with the digests that they were stored under")

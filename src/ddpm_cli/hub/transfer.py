@@ -18,7 +18,7 @@ from ..errors import HubError
 from .cache import agrees, contents_of, path_of, place_of, remove
 from .client import REQUEST_SECONDS, SILENT_SECONDS, WAITS, BusyError, RepoName, UnreachableError, host, hub_errors
 
-_FAREWELL_SECONDS = 1.0
+_FAREWELL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,20 @@ class RemoteFile:
 
 
 def fetch_file(name: RepoName, commit: str, file: RemoteFile) -> Iterator[int]:
-    """One file, compared with its digest; a damaged one is fetched once more."""
+    """One file, compared with its digest; a damaged one is fetched once more, and takes the place of the other."""
     cached = path_of(name, commit, file.path) is not None
+    place = place_of(name, commit, file.path)
     for again in (False, True):
         done = 0
         for amount in _patiently_download(name, commit, file, again):
             done += amount
             yield amount if not cached and not again else 0
-        place = place_of(name, commit, file.path)
         if agrees(place, file.digest):
             yield 0 if cached or again else file.size - done
             return
-        remove(name, place)  # before anyone takes it for whole
+        if not (place.is_symlink() and place.is_file()):  # else the client puts another content behind the link
+            place.unlink(missing_ok=True)
+    remove(name, place)  # before anyone takes it for whole
     raise HubError(f"{name}: {file.path} arrived damaged twice: its content is not what the Hub lists; try again later")
 
 
@@ -76,9 +78,10 @@ def _download(name: RepoName, commit: str, file: RemoteFile, again: bool) -> Ite
     """
     events: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
     left = threading.Event()
+    moved = 0
 
     class Bar(tqdm):
-        """What the client takes for a progress bar."""
+        """What the client takes for a progress bar: of bytes written, and of bytes on their way to that."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
@@ -87,6 +90,14 @@ def _download(name: RepoName, commit: str, file: RemoteFile, again: bool) -> Ite
             if left.is_set():
                 raise InterruptedError
             events.put(int(n or 0))
+
+        def update_transfer(self, n: float | None = 1) -> None:
+            nonlocal moved
+            moved += int(n or 0)
+            self.update(0)
+
+        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
+            pass
 
     def work() -> None:
         try:
@@ -116,9 +127,9 @@ def _download(name: RepoName, commit: str, file: RemoteFile, again: bool) -> Ite
             done += event
             if done > file.size:
                 raise HubError(f"{name}: {file.path} does not end where it should, after {file.size:,} bytes")
-            if done > most:
-                most, heard = done, time.monotonic()
-            elif (there := _bytes_in(contents)) > others:  # the client waits while another process fetches the file
+            if done + moved > most:
+                most, heard = done + moved, time.monotonic()
+            elif (there := _bytes_under_way(contents)) > others:  # of another process, which the client waits for
                 others, heard = there, time.monotonic()
             elif time.monotonic() - heard > SILENT_SECONDS:
                 raise UnreachableError(
@@ -139,10 +150,10 @@ def _next(events: queue.SimpleQueue[int | Exception | None]) -> int | Exception 
         return 0
 
 
-def _bytes_in(folder: Path) -> int:
-    """The sizes of all files in a folder, while others come and go."""
+def _bytes_under_way(contents: Path) -> int:
+    """What has come of all files that are being fetched into a folder, by whomever."""
     total = 0
-    for path in folder.glob("*"):
+    for path in contents.glob("*.incomplete"):
         with contextlib.suppress(OSError):
             total += path.stat().st_size
     return total
