@@ -81,10 +81,10 @@ def mark_used(file: Path) -> None:
 def staged(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` to be filled and then given to `publish`; whatever happens, it does not stay."""
     folder = _beside(path)
-    folder.mkdir()
     remove = functools.partial(_remove, folder)
     atexit.register(remove)  # an interrupt may end the program before a suspended generator is closed
     try:
+        folder.mkdir()
         yield folder
     finally:
         remove()
