@@ -18,7 +18,9 @@ from ddpm_cli.data import Images
 from ddpm_cli.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Diffusion, q_sample
 from ddpm_cli.diffusion.schedule import linear
-from ddpm_cli.evaluate import Bound, Floats, Terms, gather, prior, terms
+from ddpm_cli.errors import ArgumentError
+from ddpm_cli.evaluate import Bound, Floats, Pairs, Protocol, Tally, prior
+from ddpm_cli.evaluate import measure as run
 from models import random_unet, tiny
 
 SEEDS = [0, 1, 20201123]
@@ -44,51 +46,76 @@ def zero(x_t: Tensor, t: Tensor) -> Tensor:
     return torch.zeros_like(x_t)
 
 
+class Recorder(Tally):
+    """A tally that remembers what was added to it."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        super().__init__(protocol)
+        self.added: list[tuple[Pairs, Floats, Floats]] = []
+
+    def add(self, block: int, pairs: Pairs, bits: Floats, mse: Floats) -> None:
+        super().add(block, pairs, bits, mse)
+        self.added.append((pairs, bits, mse))
+
+
 def table(
     denoiser: Network, d: Diffusion, images: Images, n: int, *, seed: int = 0, batch_size: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
     """The terms, bits/dim, and the squared errors of the first n images, both (n, T); every pair once, in order."""
-    parts = list(terms(denoiser, d, images, n, seed, batch_size, CPU))
-    image, t = (np.concatenate([getattr(part, name) for part in parts]) for name in ("image", "t"))
+    tally = Recorder(Protocol(n, d.schedule.T, seed=seed))
+    amounts = list(run(denoiser, d, images, tally, batch_size=batch_size, device=CPU))
     T = d.schedule.T
-    assert image.tolist() == np.arange(n).repeat(T).tolist()
-    assert t.tolist() == list(range(1, T + 1)) * n
-    assert all(len(part.t) == batch_size for part in parts[:-1])
-    assert 1 <= len(parts[-1].t) <= batch_size
-    return tuple(np.concatenate([getattr(part, name) for part in parts]).reshape(n, T) for name in ("bits", "mse"))
+    assert sum(amounts) == n * T
+    assert max(amounts) <= batch_size
+    assert tally.missing == 0
+    pairs, bits, mse = zip(*tally.added, strict=True)
+    assert np.concatenate([pair.image for pair in pairs]).tolist() == np.arange(n).repeat(T).tolist()
+    assert np.concatenate([pair.t for pair in pairs]).tolist() == list(range(1, T + 1)) * n
+    assert all((pair.weight == 1).all() for pair in pairs)
+    return np.concatenate(bits).reshape(n, T), np.concatenate(mse).reshape(n, T)
 
 
 def summed(prior_bits: Floats, bits: Floats, mse: Floats) -> Bound:
-    """What `gather` makes of the tables (n, T), in two portions."""
+    """What a tally makes of the tables (n, T)."""
     n, T = bits.shape
-    image, t = np.divmod(np.arange(n * T), T)
-    whole = Terms(image, t + 1, bits.reshape(-1), mse.reshape(-1))
-    cuts = (slice(0, n * T // 3), slice(n * T // 3, None))
-    portions = (Terms(whole.image[c], whole.t[c], whole.bits[c], whole.mse[c]) for c in cuts)
-    return gather(portions, prior_bits, T)
+    tally = Tally(Protocol(n, T))
+    for index, block in enumerate(tally.blocks):
+        image, t = np.divmod(np.arange(block.start * T, block.stop * T), T)
+        tally.add(index, Pairs(image, t + 1, np.ones(len(t))), bits[image, t], mse[image, t])
+    return tally.bound(prior_bits)
 
 
-def measure(denoiser: Network, d: Diffusion, images: Images, seed: int = 0, batch_size: int = 500) -> Bound:
-    n = len(images)
-    return summed(prior(d, images, n), *table(denoiser, d, images, n, seed=seed, batch_size=batch_size))
+def measure(
+    denoiser: Network,
+    d: Diffusion,
+    images: Images,
+    seed: int = 0,
+    batch_size: int = 500,
+    terms: int | None = None,
+) -> Bound:
+    tally = Tally(Protocol(len(images), d.schedule.T, terms, seed))
+    assert sum(run(denoiser, d, images, tally, batch_size=batch_size, device=CPU)) == len(images) * (
+        terms or d.schedule.T
+    )
+    return tally.bound(prior(d, images, len(images)))
 
 
 # --- which noise, which pairs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 64])
-def test_noise_of_an_image_is_one_stream_over_t(batch_size: int) -> None:
+def test_noise_belongs_to_the_image_and_t(batch_size: int) -> None:
     images, seen = random_images(3), []
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         seen.append(x_t)
         return zero(x_t, t)
 
-    list(terms(network, D, images, 3, 11, batch_size, CPU))
+    list(run(network, D, images, Tally(Protocol(3, 20, seed=11)), batch_size=batch_size, device=CPU))
     x_t = torch.cat(seen).reshape(3, 20, 3, 4, 6)
     t = np.arange(1, 21)
     for i in range(3):
-        noise = rng.generator(11, "bound", i).standard_normal((20, 3, 4, 6), dtype=np.float32)
+        noise = np.stack([rng.normal((3, 4, 6), 11, "bound", i, int(step)) for step in t])
         x_0 = images.take([i]).transpose(0, 3, 1, 2).repeat(20, 0).astype(np.float32) / np.float32(127.5) - np.float32(
             1
         )
@@ -138,7 +165,7 @@ def test_the_network_runs_without_gradients_and_the_caller_keeps_them() -> None:
         assert torch.is_inference_mode_enabled()
         return each_pixel(x_t, t)
 
-    for _ in terms(network, D, random_images(2), 2, 0, 16, CPU):
+    for _ in run(network, D, random_images(2), Tally(Protocol(2, 20)), batch_size=16, device=CPU):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
 
@@ -152,7 +179,7 @@ def test_the_network_runs_without_gradients_and_the_caller_keeps_them() -> None:
 def test_the_bound_is_that_of_the_papers_code_with_the_same_noise(name: str, variance: str, clip: bool) -> None:
     d = Diffusion({"paper": PAPER, "short": SHORT}[name], variance=variance, clip=clip)
     T, images = d.schedule.T, random_images(3, seed=4)
-    eps = np.stack([rng.generator(5, "bound", i).standard_normal((T, 3, 4, 6), dtype=np.float32) for i in range(3)], 1)
+    eps = np.stack([[rng.normal((3, 4, 6), 5, "bound", i, t) for i in range(3)] for t in range(1, T + 1)])
     theirs = paper_code.bound(
         d.schedule.beta[1:],
         lambda x, i: 0.9 * x + 0.2 * np.sin(3 * x + i + 1),
@@ -229,6 +256,149 @@ def test_the_reported_standard_error_covers_the_truth() -> None:
     assert abs(np.std(errors) / expected - 1) <= SIGMAS * math.sqrt((2 + 6 / 11) / 4 / repeats)
 
 
+# --- estimates --------------------------------------------------------------------------------------------------------
+
+
+def gaussian_best(d: Diffusion, spread: float) -> Network:
+    """What the best network says of x_0 ~ N(0, spread^2)."""
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        ab = torch.from_numpy(d.schedule.alpha_bar)[t].reshape(-1, 1, 1, 1).float()
+        return ab.sqrt() * spread**2 / (ab * spread**2 + 1 - ab) * x_t
+
+    return network
+
+
+def gaussian_images(n: int, seed: int, spread: float = 0.3) -> Images:
+    """Images of 2x2 whose pixels are Gaussian, each image with a contrast of its own."""
+    random = np.random.default_rng(seed)
+    values = spread * random.standard_normal((n, 2, 2, 1)) * random.uniform(0.5, 1.5, (n, 1, 1, 1))
+    return Images.from_array(np.clip(np.rint((values + 1) * 127.5), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("terms", [1, 2, 7, 19, 20])
+def test_an_image_has_so_many_different_terms_each_by_its_chance(terms: int) -> None:
+    n = 3000
+    tally = Recorder(Protocol(n, 20, terms))
+    list(run(each_pixel, D, random_images(n, shape=(1, 1, 1)), tally, batch_size=4096, device=CPU))
+    drawn = np.concatenate([pairs.t for pairs, *_ in tally.added]).reshape(n, terms)
+    assert (np.diff(drawn, axis=1) > 0).all()
+    assert drawn.min() >= 1
+    assert drawn.max() <= 20
+    first = sum(map(len, tally.rounds[-2]))  # a round of many, whose chances are all the same
+    last = slice(n - sum(map(len, tally.rounds[-1])) - first, n - sum(map(len, tally.rounds[-1])))
+    chances = tally.chances(len(tally.rounds) - 2)
+    assert chances.sum() == pytest.approx(terms, abs=1e-8)
+    assert ((chances > 0) & (chances <= 1)).all()
+    shares = np.bincount(drawn[last].ravel(), minlength=21)[1:] / first
+    assert (np.abs(shares - chances) <= SIGMAS * np.sqrt(chances * (1 - chances) / first) + 1e-9).all()
+    weights = np.concatenate([pairs.weight for pairs, *_ in tally.added]).reshape(n, terms)
+    np.testing.assert_allclose(weights[last], 1 / chances[drawn[last] - 1])
+
+
+def test_an_estimate_from_all_terms_is_the_bound_itself() -> None:
+    images = random_images(20)
+    ours, exact = measure(each_pixel, D, images, terms=20), measure(each_pixel, D, images)
+    np.testing.assert_allclose(ours.per_image, exact.per_image, rtol=1e-6)
+    np.testing.assert_allclose(ours.terms, exact.terms, rtol=1e-6)
+
+
+@pytest.mark.parametrize("terms", [1, 3, 10])
+def test_the_parts_of_an_estimate_add_up(terms: int) -> None:
+    bound = measure(each_pixel, D, random_images(30), terms=terms)
+    assert bound.bits_per_dim == pytest.approx(bound.prior + bound.rate + bound.decoder, rel=1e-12)
+    assert bound.evaluations == 30 * terms
+
+
+@pytest.mark.parametrize("terms", [1, 4])
+def test_an_estimate_is_right_on_average(terms: int) -> None:
+    # The same images with 300 seeds: the terms' noise and choice are all that differs.
+    images, d = gaussian_images(40, 1), Diffusion(SHORT, "x0", "fixed-small")
+    network = gaussian_best(d, 0.3)
+    exact = np.array([measure(network, d, images, seed, 4096).bits_per_dim for seed in range(100)])
+    estimates = np.array([measure(network, d, images, seed, 4096, terms).bits_per_dim for seed in range(300)])
+    error = estimates.mean() - exact.mean()
+    assert abs(error) <= SIGMAS * math.hypot(exact.std() / 10, estimates.std(ddof=1) / math.sqrt(300))
+
+
+@pytest.mark.parametrize("terms", [1, 4])
+def test_the_standard_error_of_an_estimate_covers_the_truth(terms: int) -> None:
+    # 300 data sets of one kind. The truth is the mean over very many images, with every term.
+    d = Diffusion(SHORT, "x0", "fixed-small")
+    network, n, repeats = gaussian_best(d, 0.3), 64, 300
+    truth = measure(network, d, gaussian_images(20_000, 10_000), 0, 8192)
+    errors = []
+    for repeat in range(repeats):
+        bound = measure(network, d, gaussian_images(n, repeat), repeat, 4096, terms)
+        assert bound.stderr is not None
+        errors.append((bound.bits_per_dim - truth.bits_per_dim) / bound.stderr)
+    covered = np.mean(np.abs(errors) <= 1.96)
+    assert abs(covered - 0.95) <= SIGMAS * math.sqrt(0.95 * 0.05 / repeats)
+    assert abs(np.mean(errors)) <= SIGMAS / math.sqrt(repeats) * 1.2
+
+
+def test_what_was_learned_makes_estimates_better() -> None:
+    # Against 20 terms that are drawn evenly, which all have the same chance. Beside both, every term.
+    d, n, terms = Diffusion(PAPER, "x0", "fixed-small"), 256, 20
+    images, network = gaussian_images(n, 2), gaussian_best(d, 0.3)
+    first = prior(d, images, n)
+    bits, _ = table(network, d, images, n, batch_size=8192)
+    exact = first + bits.sum(1)
+    starts = np.random.default_rng(3).integers(0, 50, n)
+    even = first + 50 * np.stack([row[start::50].sum() for row, start in zip(bits, starts, strict=True)])
+    ours = measure(network, d, images, 0, 8192, terms).per_image
+    late = slice(64, None)
+    assert (ours - exact)[late].std() < 0.25 * (even - exact)[late].std()
+
+
+def test_terms_are_learned_in_rounds_that_double() -> None:
+    protocol = Protocol(1000, 100, 10)
+    ends = np.cumsum([sum(map(len, blocks)) for blocks in protocol.rounds()])
+    assert ends.tolist() == [8, 16, 32, 64, 128, 256, 512, 1000]
+    images = [image for blocks in protocol.rounds() for block in blocks for image in block]
+    assert images == list(range(1000))
+    assert len(Protocol(10**6, 1000).rounds()[0]) <= 256
+
+
+@pytest.mark.parametrize("terms", [0, -1, 21, 10**9])
+def test_more_terms_than_there_are(terms: int) -> None:
+    with pytest.raises(ArgumentError, match=rf"--terms is {terms}; this model has 20 terms"):
+        Protocol(3, 20, terms)
+
+
+# --- stopping and sharing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terms", [None, 3])
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_a_tally_goes_on_where_it_was_stopped_bit_for_bit(stop: int, terms: int | None) -> None:
+    images, protocol = random_images(100, shape=(2, 2, 1)), Protocol(100, 20, terms)
+    whole, parts = Tally(protocol), Tally(protocol)
+    list(run(each_pixel, D, images, whole, batch_size=16, device=CPU))
+    work = run(each_pixel, D, images, parts, batch_size=16, device=CPU)
+    done = sum(next(work) for _ in range(stop))
+    assert parts.missing == 100 * protocol.per_image - done > 0
+    list(run(each_pixel, D, images, parts, batch_size=16, device=CPU))
+    for name in ("done", "per_image", "sums"):
+        assert (getattr(parts, name) == getattr(whole, name)).all()
+
+
+def test_of_two_tallies_the_fuller_blocks_are_taken() -> None:
+    images, protocol = random_images(700, shape=(1, 1, 1)), Protocol(700, 20)
+    whole, first, second = Tally(protocol), Tally(protocol), Tally(protocol)
+    list(run(each_pixel, D, images, whole, batch_size=512, device=CPU))
+    assert len(whole.blocks) == 4
+    for tally, others in ((first, (0, 2)), (second, (1, 3))):
+        for block in others:
+            images_of = slice(whole.blocks[block].start, whole.blocks[block].stop)
+            tally.done[block], tally.sums[block] = whole.done[block], whole.sums[block]
+            tally.per_image[images_of] = whole.per_image[images_of]
+    first.take(second)
+    assert first.missing == 0
+    for name in ("done", "per_image", "sums"):
+        assert (getattr(first, name) == getattr(whole, name)).all()
+
+
 # --- the prior and the summary ----------------------------------------------------------------------------------------
 
 
@@ -257,6 +427,9 @@ def test_summary_of_random_numbers(seed: int) -> None:
     assert bound.rate == pytest.approx(math.fsum(bits[:, 1:].flat) / 6)
     assert bound.terms.tolist() == pytest.approx([statistics.fmean(bits[:, t]) for t in range(4)])
     assert bound.rmse.tolist() == pytest.approx([127.5 * math.sqrt(statistics.fmean(mse[:, t])) for t in range(4)])
+    roots = np.sqrt(mse)
+    assert bound.mean_rmse.tolist() == pytest.approx([127.5 * statistics.fmean(roots[:, t]) for t in range(4)])
+    assert bound.rates.tolist() == pytest.approx([bound.prior + math.fsum(bound.terms[t:]) for t in range(1, 5)])
 
 
 def test_one_image_has_no_standard_error() -> None:

@@ -48,6 +48,7 @@ LAYERS = {
     "published": 4,
     "info": 4,
     "card": 4,
+    "pause": 4,
     "ui": 4,
     "api": 5,
     "cli": 5,
@@ -62,6 +63,7 @@ NEIGHBOURS = {
     "plan": {"run"},  # a plan is a run that is not yet one
     "cost": {"plan", "run"},
     "info": {"model", "published"},
+    "pause": {"model"},
 }
 
 # The one home of each outside library: modules, or packages as a whole; "" is ddpm_cli/__init__.py.
@@ -75,7 +77,7 @@ HOMES = {
     "filelock": {"checkpoint"},
     "rich": {"ui"},
     "click": {"cli"},
-    "PIL": {"pixels", "data", "ui.pictures"},
+    "PIL": {"pixels", "data", "ui.pictures", "ui.plot"},
     "importlib.import_module": {"", "cli"},  # what it imports cannot be seen here
 }
 
@@ -342,7 +344,7 @@ WRONG = {
     "PIL in another file of a package": (
         "ui/console.py",
         "from PIL import Image",
-        "(data, pixels, ui.pictures)",
+        "(data, pixels, ui.pictures, ui.plot)",
     ),
     "safetensors lazily": ("train.py", "def f():\n    import safetensors.torch as st", "outside its home (checkpoint)"),
     "the Hub": ("checkpoint/store.py", "import huggingface_hub", "outside its home (hub)"),

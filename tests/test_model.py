@@ -312,8 +312,9 @@ def test_bits_per_dim_of_an_array_or_of_images(colour: ddpm.Model) -> None:
     bound = colour.bits_per_dim(pixels, seed=6)
     images = ddpm.Images.from_array(pixels)
     assert colour.bits_per_dim(images, seed=6).per_image.tolist() == bound.per_image.tolist()
-    parts = evaluate.terms(colour.denoiser, colour.diffusion, images, 3, 6, 64, torch.device("cpu"))
-    expected = evaluate.gather(parts, evaluate.prior(colour.diffusion, images, 3), 20)
+    tally = evaluate.Tally(evaluate.Protocol(3, 20, seed=6))
+    assert sum(colour.measure(images, tally, batch_size=64)) == 60
+    expected = tally.bound(evaluate.prior(colour.diffusion, images, 3))
     assert (bound.bits_per_dim, bound.stderr) == (expected.bits_per_dim, expected.stderr)
     assert bound.terms.tolist() == expected.terms.tolist()
     assert bound.rmse.tolist() == expected.rmse.tolist()

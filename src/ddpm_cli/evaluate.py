@@ -1,42 +1,89 @@
-"""The variational bound of a data set in bits/dim, as the paper's code computes it (Eq. 5, section 4.3)."""
+"""The variational bound of a data set in bits/dim (Eq. 5, section 4.3): every term as the paper's code, or an estimate.
+
+An estimate computes K of an image's T terms and weights each by the inverse of its chance to be among them, so that its
+expectation is the sum of all T, whatever the chances are. They follow the terms' sizes, learned on the images before.
+
+What is measured is split into blocks of images whose sums do not depend on each other. So the result is the same
+whichever process computed which block, and whether it was stopped in between.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import rng
+from . import distributed, rng
 from .data import Images
 from .denoiser import Denoiser
 from .diffusion import bound
 from .diffusion.process import Diffusion, Reverse, p_theta, q_sample
+from .errors import ArgumentError
 from .pixels import to_float
+
+MAX_BLOCKS = 256  # of which sums are kept
+BLOCK_TERMS = 4096  # at least, so that a batch that is cut at a block's end is the exception
+FIRST_ROUND = 8  # images, before anything is known of the terms; each round learns from those before it
+BINS = 32  # of t, geometric, within which terms are taken to be of one size
+UNIFORM = 0.1  # share of the chances that no experience takes away
 
 _PRIOR_BYTES = 2**22
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured, and how; with the model and the images it decides every number.
+
+    Args:
+        n: images, the first so many.
+        T: steps of the chain.
+        terms: how many of an image's T terms are computed; None for all.
+        seed: names the noise, and which terms these are.
+    """
+
+    n: int
+    T: int
+    terms: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.terms is not None and not 1 <= self.terms <= self.T:
+            raise ArgumentError(f"--terms is {self.terms}; this model has {self.T} terms, so it must be from 1 to that")
+
+    @property
+    def per_image(self) -> int:
+        """Network evaluations of an image."""
+        return self.T if self.terms is None else self.terms
+
+    def rounds(self) -> list[list[range]]:
+        """The images in blocks, by round. The chances of a round's terms come from the rounds before it."""
+        size = max(math.ceil(self.n / MAX_BLOCKS), math.ceil(BLOCK_TERMS / self.per_image))
+        if self.terms is None:
+            return [_blocks(range(self.n), size)]
+        ends = [0]
+        while ends[-1] < self.n:
+            ends.append(min(self.n, max(2 * ends[-1], FIRST_ROUND)))
+        return [_blocks(range(*ends[i : i + 2]), size) for i in range(len(ends) - 1)]
 
 
 @dataclass(frozen=True, eq=False)
-class Terms:
-    """Some terms of the bound: one pair of image and t an entry, (B,) each.
+class Pairs:
+    """Terms to be computed, (B,) each: of image number ``image`` that of ``t``, to be counted ``weight`` times."""
 
-    Args:
-        image: positions in the data set.
-        t: 1..T. The term of t = 1 is L_0, of t >= 2 L_{t-1}.
-        bits: the term, bits/dim.
-        mse: mean squared error of x_0_hat, on the scale [-1, 1].
-    """
+    image: Ints
+    t: Ints
+    weight: Floats
 
-    image: npt.NDArray[np.int64]
-    t: npt.NDArray[np.int64]
-    bits: Floats
-    mse: Floats
+    def part(self, start: int, end: int) -> Pairs:
+        """Those from ``start`` to before ``end``."""
+        return Pairs(self.image[start:end], self.t[start:end], self.weight[start:end])
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +95,12 @@ class Bound:
         prior: L_T.
         rate: sum of L_{t-1} over t = 2..T.
         decoder: L_0.
-        per_image: (n,) L of each image.
-        terms: (T,) mean of the term of t = 1..T.
-        rmse: (T,) root of the mean squared error of x_0_hat at t = 1..T, on the scale 0..255.
+        per_image: (n,) L of each image, or its estimate.
+        terms: (T,) mean of the term of t = 1..T: L_0, then L_{t-1}.
+        rmse: (T,) root of the mean squared error of x_0_hat at t = 1..T, over all images, on the scale 0..255; NaN
+            where an estimate has none.
+        mean_rmse: (T,) mean over the images of the root of each one's; never larger.
+        evaluations: of the network.
     """
 
     bits_per_dim: float
@@ -61,30 +111,113 @@ class Bound:
     per_image: Floats
     terms: Floats
     rmse: Floats
+    mean_rmse: Floats
+    evaluations: int
+
+    @property
+    def rates(self) -> Floats:
+        """(T,) bits/dim received when x_t is known, t = 1..T: L_T and all L_{s-1} with s > t (section 4.3)."""
+        after = np.cumsum(self.terms[::-1])[::-1] - self.terms
+        return self.prior + np.maximum(after, 0.0)
+
+
+class Tally:
+    """The sums that a bound is made of, as far as they are known.
+
+    Args:
+        done: (blocks,) terms that have been added, in their order.
+        per_image: (n,) sums of each image's terms, without L_T.
+        sums: (blocks, 5, T) of each block's images: weights, terms, their squares, squared errors and their roots.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.rounds = protocol.rounds()
+        self.blocks = [block for blocks in self.rounds for block in blocks]
+        self.done = np.zeros(len(self.blocks), np.int64)
+        self.per_image = np.zeros(protocol.n)
+        self.sums = np.zeros((len(self.blocks), 5, protocol.T))
+
+    @property
+    def missing(self) -> int:
+        """Terms that are still to be computed."""
+        return self.protocol.n * self.protocol.per_image - int(self.done.sum())
+
+    def add(self, block: int, pairs: Pairs, bits: Floats, mse: Floats) -> None:
+        """Add terms of a block, in their order, and the squared errors of their x_0_hat."""
+        self.done[block] += len(pairs.t)
+        np.add.at(self.per_image, pairs.image, pairs.weight * bits)
+        for row, values in enumerate((np.ones_like(bits), bits, bits**2, mse, np.sqrt(mse))):
+            np.add.at(self.sums[block, row], pairs.t - 1, pairs.weight * values)
+
+    def chances(self, round_: int) -> Floats:
+        """(T,) with which chance a round computes the term of t = 1..T; they add up to K."""
+        T, terms = self.protocol.T, self.protocol.terms
+        if terms is None or terms == T:
+            return np.ones(T)
+        before = sum(len(blocks) for blocks in self.rounds[:round_])
+        size = 1 / np.arange(1, T + 1) if before == 0 else _sizes(self.sums[:before].sum(0))
+        return _capped((1 - UNIFORM) * size / size.sum() + UNIFORM / T, terms)
+
+    def take(self, other: Tally) -> None:
+        """Take over the blocks of which another tally of the same protocol knows more."""
+        for index in np.flatnonzero(other.done > self.done):
+            block = self.blocks[index]
+            self.done[index], self.sums[index] = other.done[index], other.sums[index]
+            self.per_image[block.start : block.stop] = other.per_image[block.start : block.stop]
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """Make known to all processes what each has added to its blocks (see `owned`)."""
+        if distributed.world_size() == 1:
+            return
+        strangers = [block for place, block in enumerate(blocks) if not distributed.owns(place)]
+        for block in strangers:
+            self.done[block], self.sums[block] = 0, 0
+            self.per_image[self.blocks[block].start : self.blocks[block].stop] = 0
+        images = slice(self.blocks[blocks[0]].start, self.blocks[blocks[-1]].stop)
+        part = slice(blocks[0], blocks[-1] + 1)
+        for array in (self.done[part], self.sums[part], self.per_image[images]):
+            array[...] = distributed.sum_over_ranks(array)
+
+    def bound(self, prior_bits: Floats) -> Bound:
+        """The bound, given L_T of each image in bits/dim, (n,)."""
+        n = self.protocol.n
+        weights, terms, _, mse, rmse = self.sums.sum(0)
+        per_image, means = prior_bits + self.per_image, terms / n
+        counted = np.where(weights > 0, weights, np.nan)  # an estimate may have skipped a t in all images
+        return Bound(
+            bits_per_dim=float(per_image.mean()),
+            stderr=float(per_image.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+            prior=float(prior_bits.mean()),
+            rate=float(means[1:].sum()),
+            decoder=float(means[0]),
+            per_image=per_image,
+            terms=means,
+            rmse=127.5 * np.sqrt(mse / counted),
+            mean_rmse=127.5 * rmse / counted,
+            evaluations=int(self.done.sum()),
+        )
 
 
 @torch.inference_mode()
-def terms(
-    denoiser: Denoiser, d: Diffusion, images: Images, n: int, seed: int, batch_size: int, device: torch.device
-) -> Iterator[Terms]:
-    """Every term of the first n images: each pair (image, t) once, with its own noise, in batches of pairs.
-
-    Pairs go image by image with t ascending, so that one image keeps the device as busy as many. The noise of an image
-    is one stream over t, whatever the batch size.
-    """
-    T = d.schedule.T
-    _, height, width, channels = images.shape
-    stream = rng.generator(seed, "bound", 0)
-    for start in range(0, n * T, batch_size):
-        pairs = np.arange(start, min(start + batch_size, n * T))
-        image, t = pairs // T, pairs % T + 1
-        eps = np.empty((len(pairs), channels, height, width), np.float32)
-        for row, i, step in zip(eps, image, t, strict=True):
-            if step == 1:
-                stream = rng.generator(seed, "bound", int(i))
-            stream.standard_normal(out=row, dtype=np.float32)
-        x_0 = to_float(torch.from_numpy(images.take(image)).to(device)).permute(0, 3, 1, 2)
-        yield _terms(denoiser, d, x_0, image, t, torch.from_numpy(eps).to(device))
+def measure(
+    denoiser: Denoiser, d: Diffusion, images: Images, tally: Tally, *, batch_size: int, device: torch.device
+) -> Iterator[int]:
+    """Add to a tally what is missing; yields how many terms were computed. Of several processes each does its share."""
+    protocol, first = tally.protocol, 0
+    for number, blocks in enumerate(tally.rounds):
+        chances = tally.chances(number)
+        indices = range(first, first + len(blocks))
+        for place, index in enumerate(indices):
+            if not distributed.owns(place):
+                continue
+            pairs = _pairs(protocol, blocks[place], chances)
+            for start in range(int(tally.done[index]), len(pairs.t), batch_size):
+                part = pairs.part(start, start + batch_size)
+                tally.add(index, part, *_terms(denoiser, d, images, part, protocol.seed, device))
+                yield len(part.t)
+        tally.share(indices)
+        first += len(blocks)
 
 
 @torch.inference_mode()
@@ -98,38 +231,60 @@ def prior(d: Diffusion, images: Images, n: int, batch_size: int | None = None) -
     return np.concatenate(parts)
 
 
-def gather(parts: Iterable[Terms], prior_bits: Floats, T: int) -> Bound:
-    """The bound of n images from L_T of each (n,) and all their other terms, in whichever portions these come.
+def _blocks(images: range, size: int) -> list[range]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
-    Only sums are kept, n + 2 T of them.
+
+def _pairs(protocol: Protocol, block: range, chances: Floats) -> Pairs:
+    """The terms that a block consists of, image by image with t ascending."""
+    if (chances == 1).all():
+        image = np.repeat(np.arange(block.start, block.stop), protocol.T)
+        return Pairs(image, np.tile(np.arange(1, protocol.T + 1), len(block)), np.ones(len(image)))
+    t = np.concatenate([_drawn(chances, protocol.seed, image) for image in block])
+    return Pairs(np.repeat(np.arange(block.start, block.stop), protocol.per_image), t, 1 / chances[t - 1])
+
+
+def _drawn(chances: Floats, seed: int, image: int) -> Ints:
+    """K of t = 1..T for an image, each with its chance: evenly spaced points, shifted at random, on the chances' sum.
+
+    So every stretch of t whose chances add up to 1 has one: the sample is stratified (systematic sampling).
     """
-    n = len(prior_bits)
-    per_image, term_sums, mse_sums = prior_bits.copy(), np.zeros(T), np.zeros(T)
-    for part in parts:
-        np.add.at(per_image, part.image, part.bits)
-        np.add.at(term_sums, part.t - 1, part.bits)
-        np.add.at(mse_sums, part.t - 1, part.mse)
-    means = term_sums / n
-    return Bound(
-        bits_per_dim=float(per_image.mean()),
-        stderr=float(per_image.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
-        prior=float(prior_bits.mean()),
-        rate=float(means[1:].sum()),
-        decoder=float(means[0]),
-        per_image=per_image,
-        terms=means,
-        rmse=127.5 * np.sqrt(mse_sums / n),
-    )
+    edges = np.cumsum(chances)
+    points = np.arange(round(edges[-1])) + rng.generator(seed, "terms", image).random()
+    return np.minimum(np.searchsorted(edges, points, side="right"), len(chances) - 1) + 1
+
+
+def _sizes(sums: Floats) -> Floats:
+    """(T,) how large terms are at t: the root of their mean square in the bin of t."""
+    weights, _, squares, *_ = sums
+    T = len(weights)
+    edges = np.unique(np.rint(np.geomspace(1, T + 1, BINS + 1)).astype(int))
+    totals, counts = (np.add.reduceat(values, edges[:-1] - 1) for values in (squares, weights))
+    known = counts > 0
+    root = np.sqrt(np.interp(edges[:-1], edges[:-1][known], totals[known] / counts[known]))
+    return np.repeat(np.maximum(root, root.max() * 1e-9), np.diff(edges))
+
+
+def _capped(shares: Floats, total: int) -> Floats:
+    """Chances in proportion to shares that add up to ``total``, each at most 1."""
+    chances = np.minimum(total * shares, 1.0)
+    while (missing := total - chances.sum()) > 1e-9:
+        free = chances < 1
+        chances[free] = np.minimum(chances[free] * (1 + missing / chances[free].sum()), 1.0)
+    return chances
 
 
 def _terms(
-    denoiser: Denoiser,
-    d: Diffusion,
-    x_0: torch.Tensor,
-    image: npt.NDArray[np.int64],
-    t: npt.NDArray[np.int64],
-    eps: torch.Tensor,
-) -> Terms:
+    denoiser: Denoiser, d: Diffusion, images: Images, pairs: Pairs, seed: int, device: torch.device
+) -> tuple[Floats, Floats]:
+    """The terms in bits/dim, and the mean squared errors of x_0_hat on the scale [-1, 1], (B,) each.
+
+    The noise of a pair belongs to it alone, whatever else is computed.
+    """
+    _, height, width, channels = images.shape
+    noise = rng.normal_batch((channels, height, width), seed, "bound", list(zip(pairs.image, pairs.t, strict=True)))
+    x_0 = to_float(torch.from_numpy(images.take(pairs.image)).to(device)).permute(0, 3, 1, 2)
+    eps, t = torch.from_numpy(noise).to(device), pairs.t
     p = p_theta(d, denoiser, q_sample(d.schedule, x_0, t, eps), t)
     mse = (x_0 - p.x_0_hat).square().flatten(1).mean(1)
     nats = bound.reverse_kl(d, x_0, p, t).cpu().double()  # on the host: not every device has float64
@@ -137,4 +292,4 @@ def _terms(
     if len(first):
         sigma2 = torch.as_tensor(p.sigma2)[first].cpu().double()
         nats[first] = bound.decoder_nll(x_0[first].cpu().double(), Reverse(p.x_0_hat[first].cpu().double(), sigma2))
-    return Terms(image, t, bound.bits_per_dim(nats, x_0[0].numel()).numpy(), mse.cpu().double().numpy())
+    return bound.bits_per_dim(nats, x_0[0].numel()).numpy(), mse.cpu().double().numpy()

@@ -133,19 +133,30 @@ class Model:
         """The reverse chain of some images, step by step."""
         return generate.chain(self.denoiser, self.diffusion, sampling, self.shape, indices, self.device)
 
-    def bits_per_dim(self, images: Images | Pixels, *, seed: int = 0, batch_size: int = BATCH_SIZE) -> evaluate.Bound:
-        """The variational bound (Eq. 5) of images, uint8 (N, H, W, C), every term of every image once, in float32."""
+    def bits_per_dim(
+        self, images: Images | Pixels, *, terms: int | None = None, seed: int = 0, batch_size: int = BATCH_SIZE
+    ) -> evaluate.Bound:
+        """The variational bound (Eq. 5) of images, uint8 (N, H, W, C), each once, in float32.
+
+        Args:
+            terms: of the T terms of an image so many are computed, for an unbiased estimate; None for all.
+
+        Raises:
+            InputError: the images have another size or number of channels than the model's.
+            ArgumentError: ``terms`` is outside 1..T.
+        """
         if not isinstance(images, Images):
             images = Images.from_array(images)
         self.check_fits(images)
-        n, T = len(images), self.diffusion.schedule.T
+        tally = evaluate.Tally(evaluate.Protocol(len(images), self.diffusion.schedule.T, terms, seed))
         exact = replace(self, denoiser=Denoiser(self.denoiser.unet, "fp32"))
-        parts = exact.bound_terms(images, n, seed=seed, batch_size=batch_size)
-        return evaluate.gather(parts, evaluate.prior(self.diffusion, images, n), T)
+        for _ in exact.measure(images, tally, batch_size=batch_size):
+            pass
+        return tally.bound(evaluate.prior(self.diffusion, images, len(images)))
 
-    def bound_terms(self, images: Images, n: int, *, seed: int, batch_size: int) -> Iterator[evaluate.Terms]:
-        """The terms of the bound of the first n images, batch by batch."""
-        return evaluate.terms(self.denoiser, self.diffusion, images, n, seed, batch_size, self.device)
+    def measure(self, images: Images, tally: evaluate.Tally, *, batch_size: int) -> Iterator[int]:
+        """Add to a tally what is missing in it, in the model's own precision; yields how many terms were computed."""
+        return evaluate.measure(self.denoiser, self.diffusion, images, tally, batch_size=batch_size, device=self.device)
 
     def check_fits(self, images: Images) -> None:
         """Refuse images of another size or number of channels than the model's."""

@@ -2,54 +2,83 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .options import Command, NameType, machine_options, model_option, put_text, seed_option, verbosity_options
+from .options import (
+    Command,
+    NameType,
+    PathType,
+    force_option,
+    machine_options,
+    model_option,
+    put_text,
+    seed_option,
+    verbosity_options,
+)
 
 EPILOG = """\b
 Examples:
-  ddpm eval-bpd ./images                   the model in ./ddpm-out on a folder of images
-  ddpm eval-bpd ./images --limit 100       the first 100 only
+  ddpm eval-bpd ./images                   the model in ./ddpm-out on a folder of images, every term
+  ddpm eval-bpd ./images --terms 20        an estimate, from 20 terms of each image
+  ddpm eval-bpd ./images --per-image ranked.csv          the least likely images first
+  ddpm eval-bpd ./images --rd rd.csv --plot rd.png       rate and distortion, as in Figure 5
+  ddpm eval-bpd ./images --resume bpd.state              can be stopped, and goes on
   ddpm eval-bpd builtin:digits -m builtin:digits --limit 20 --json
 """
+
+
+class TermsType(click.ParamType[int]):
+    """``all``, as 0, or a number."""
+
+    name = "K|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value in (0, "all"):
+            return 0
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither all nor a number from 1 on", param, ctx)
+        return int(value)
 
 
 @click.command("eval-bpd", cls=Command, epilog=EPILOG)
 @click.argument("images", metavar="IMAGES", type=NameType())
 @model_option
-@click.option("--limit", type=click.IntRange(1), help="Measure the first so many images.  [default: all]")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Pairs (image, t) at a time."
+    "--terms", type=TermsType(), default="all", show_default=True, help="How many of an image's T terms to compute."
+)
+@click.option("--limit", type=click.IntRange(1), help="Measure the first so many images.  [default: all]")
+@click.option("--resize", is_flag=True, help="Scale and crop images of another size than the model's, as train does.")
+@click.option("--no-clip", is_flag=True, help="Do not clip x_0_hat to [-1, 1].")
+@click.option("--per-image", type=PathType(), metavar="FILE.csv", help="Each image's bits/dim, the least likely first.")
+@click.option("--per-t", type=PathType(), metavar="FILE.csv", help="Each term's mean, and the error of x_0_hat.")
+@click.option("--rd", type=PathType(), metavar="FILE.csv", help="Rate and distortion by time (section 4.3, Table 4).")
+@click.option("--plot", type=PathType(), metavar="FILE.png", help="Rate and distortion as a picture (Figure 5).")
+@click.option("--resume", type=PathType(), metavar="FILE", help="Keep what is done there, and go on from it.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Terms to compute at a time."
 )
 @click.option(
     "--json", "as_json", envvar="DDPM_EVAL_BPD_JSON", is_flag=True, help="One JSON object on stdout instead of a table."
 )
+@force_option
 @seed_option
 @machine_options
 @verbosity_options
-def command(
-    images: str,
-    model: str | None,
-    limit: int | None,
-    batch_size: int,
-    as_json: bool,
-    seed: int,
-    device: str,
-    precision: str,
-    verbosity: int,
-) -> None:
+def command(images: str, as_json: bool, verbosity: int, **options: Any) -> None:
     """Measure a model on IMAGES in bits/dim: the variational bound, Eq. 5, as the paper's code computes it.
 
-    Every term L_{t-1} of every image is computed once, with x_0_hat clipped, and the decoder of Eq. 13. IMAGES are
-    read like those of ddpm train, at the model's size. auto precision means fp32 here.
+    Each image counts once, with x_0_hat clipped, and the decoder of Eq. 13. With --terms K, K of an image's T terms are
+    computed, for an unbiased estimate; its standard error says how good it is. IMAGES are read like those of ddpm
+    train. auto precision means fp32 here. Under torchrun the work is shared, with the same result.
     """
+    from .. import distributed
     from ..ui.console import Screen, log_to
-    from .measuring import measure
+    from .measuring import MeasureOptions, measure
 
-    screen = Screen(verbosity)
+    screen = Screen(verbosity if distributed.rank() == 0 else -1)
     log_to(screen)
-    precision = "fp32" if precision == "auto" else precision
-    result = measure(
-        images, model, screen, limit=limit, batch_size=batch_size, seed=seed, device=device, precision=precision
-    )
-    put_text(result.to_json() if as_json else result.to_table())
+    result = measure(images, MeasureOptions(**options), screen)
+    if distributed.rank() == 0:
+        put_text(result.to_json() if as_json else result.to_table())

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import csv
+import io
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..evaluate import Bound, gather, prior
+from .. import distributed, pause
+from ..data import Images
+from ..evaluate import Bound, Protocol, Tally, prior
+from ..files import check_output, printable, write_file
+from ..model import Model
+from ..pixels import encode_png
 from ..ui.console import Screen, as_json, plural
+from ..ui.plot import Curve, Panel, draw
 from .images import open_images
 from .models import open_model
+
+SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """The options of ``ddpm eval-bpd``, but for how the result is shown."""
+
+    model: str | None
+    terms: int
+    limit: int | None
+    resize: bool
+    no_clip: bool
+    per_image: Path | None
+    per_t: Path | None
+    rd: Path | None
+    plot: Path | None
+    resume: Path | None
+    batch_size: int
+    force: bool
+    seed: int
+    device: str
+    precision: str
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files to be written."""
+        return [path for path in (self.per_image, self.per_t, self.rd, self.plot) if path]
 
 
 @dataclass(frozen=True)
@@ -20,6 +58,7 @@ class Measurement:
 
     model: str
     images: int
+    terms: int | None
     bound: Bound
 
     def to_json(self) -> str:
@@ -31,7 +70,9 @@ class Measurement:
             "prior": b.prior,
             "rate": b.rate,
             "decoder": b.decoder,
+            "rmse": float(b.rmse[0]),
             "images": self.images,
+            "evaluations": b.evaluations,
             "terms": b.terms.tolist(),
             "model": self.model,
         }
@@ -41,11 +82,13 @@ class Measurement:
         """A table for people: the parts of the bound, and some of its terms."""
         b = self.bound
         spread = "" if b.stderr is None else f" ± {b.stderr:.4f}"
+        how = "" if self.terms is None else f", {plural(self.terms, 'term')} of each"
         lines = [
-            f"bits/dim  {b.bits_per_dim:.4f}{spread}  ({plural(self.images, 'image')})",
+            f"bits/dim  {b.bits_per_dim:.4f}{spread}  ({plural(self.images, 'image')}{how})",
             f"  prior   {b.prior:.6f}  L_T",
             f"  rate    {b.rate:.4f}  L_1 + ... + L_(T-1)",
             f"  decoder {b.decoder:.4f}  L_0",
+            f"  rmse    {b.rmse[0]:.2f}  of x_0_hat at t = 1 (0..255)",
             "",
             "       t   L_(t-1) bits/dim   rmse of x_0_hat (0..255)",
         ]
@@ -55,22 +98,113 @@ class Measurement:
         return "\n".join(lines)
 
 
-def measure(
-    source: str,
-    spec: str | None,
-    screen: Screen,
-    *,
-    limit: int | None,
-    batch_size: int,
-    seed: int,
-    device: str,
-    precision: str,
-) -> Measurement:
-    """The bound of the first ``limit`` images of a source, each term of each image once."""
-    model = open_model(spec, screen, device=device, precision=precision)
-    channels, height, width = model.shape
-    images = open_images(source, screen, size=(height, width), channels=channels, limit=0)
-    n, T = min(limit or len(images), len(images)), model.diffusion.schedule.T
-    parts = model.bound_terms(images, n, seed=seed, batch_size=batch_size)
-    shown = screen.progress(parts, math.ceil(n * T / batch_size), plural(n, "image"))
-    return Measurement(model.source, n, gather(shown, prior(model.diffusion, images, n), T))
+def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement:
+    """The bound of the first images of a source, and the files that are to be made of it."""
+    for path in options.outputs:
+        check_output(path, force=options.force)
+    precision = "fp32" if options.precision == "auto" else options.precision
+    model = open_model(options.model, screen, device=options.device, precision=precision)
+    if options.no_clip:
+        model = replace(model, diffusion=model.diffusion.unclipped)
+    channels, *size = model.shape
+    images = open_images(
+        source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=not options.resize
+    )
+    n = min(options.limit or len(images), len(images))
+    protocol = Protocol(n, model.diffusion.schedule.T, options.terms or None, options.seed)
+    tally = _measured(model, images, protocol, options, screen)
+    result = Measurement(model.source, n, protocol.terms, tally.bound(prior(model.diffusion, images, n)))
+    if distributed.rank() == 0:
+        _write(result.bound, images, options)
+    return result
+
+
+def _measured(model: Model, images: Images, protocol: Protocol, options: MeasureOptions, screen: Screen) -> Tally:
+    """The tally, whole; what is done is kept in a file if the user wants that."""
+    work = model.measure
+    if options.resume is None:
+        tally = Tally(protocol)
+        _follow(work(images, tally, batch_size=options.batch_size), tally, screen)
+        return tally
+    what = pause.Measured.of(model, images, protocol)
+    tally = pause.load(options.resume, what)
+    if done := int(tally.done.sum()):
+        screen.say(f"going on after {done:,} of {protocol.n * protocol.per_image:,} terms")
+
+    pause.save(options.resume, what, tally)  # if it cannot be written, better now than after the first hour
+
+    def keeping() -> Iterator[int]:
+        saved = time.monotonic()
+        try:
+            for amount in work(images, tally, batch_size=options.batch_size):
+                yield amount
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    pause.save(path, what, tally)
+                    saved = time.monotonic()
+        finally:
+            pause.save(path, what, tally)
+
+    path = options.resume
+    _follow(keeping(), tally, screen)
+    if distributed.rank() == 0:
+        pause.forget_parts(path)
+    return tally
+
+
+def _follow(work: Iterator[int], tally: Tally, screen: Screen) -> None:
+    total = tally.missing // distributed.world_size()
+    try:
+        for _ in screen.progress(work, total, "measuring terms", amount=lambda done: done):
+            pass
+    finally:
+        if isinstance(work, Iterator) and hasattr(work, "close"):
+            work.close()
+
+
+def _write(bound: Bound, images: Images, options: MeasureOptions) -> None:
+    T = len(bound.terms)
+    steps = range(1, T + 1)
+    if options.per_image:
+        order = np.argsort(-bound.per_image, kind="stable")
+        names = [printable(name) for name, _ in zip(images.names(), order, strict=False)]
+        rows: Iterable[Iterable[object]] = (
+            (rank, index, names[index], bound.per_image[index]) for rank, index in enumerate(order.tolist(), 1)
+        )
+        _write_csv(options.per_image, ("rank", "image", "name", "bits_per_dim"), rows)
+    if options.per_t:
+        rows = zip(steps, bound.terms, bound.rmse, bound.mean_rmse, strict=True)
+        _write_csv(options.per_t, ("t", "bits_per_dim", "rmse", "mean_rmse"), rows)
+    if options.rd:
+        rows = zip((T - t + 1 for t in steps), steps, bound.rates, bound.rmse, bound.mean_rmse, strict=True)
+        columns = ("reverse_steps", "t", "rate_bits_per_dim", "rmse", "mean_rmse")
+        _write_csv(options.rd, columns, sorted(rows, reverse=True))
+    if options.plot:
+        write_file(options.plot, encode_png(draw(_figure_5(bound))))
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if value != value else value for value in row] for row in rows])  # NaN is not known
+    write_file(path, text.getvalue().encode())
+
+
+def _figure_5(bound: Bound) -> tuple[Panel, ...]:
+    """The three panels of Figure 5."""
+    T = len(bound.terms)
+    known = np.flatnonzero(np.isfinite(bound.rmse))  # an estimate knows nothing of some t
+    reverse, rates = (T - known).tolist(), bound.rates[known].tolist()
+    rmse, mean_rmse = bound.rmse[known].tolist(), bound.mean_rmse[known].tolist()
+    error, rate = "distortion, RMSE (0..255)", "rate, bits/dim"
+    steps = "reverse process steps, T - t + 1"
+    pair = (
+        Curve(reverse, rmse, "root of the mean"),
+        Curve(reverse, mean_rmse, "mean of the roots", dashed=True),
+    )
+    by_rate = Curve(rates, rmse)
+    return (
+        Panel("distortion over time", steps, error, pair),
+        Panel("rate over time", steps, rate, (Curve(reverse, rates),)),
+        Panel("distortion by rate", rate, error, (by_rate,)),
+    )

@@ -1,0 +1,128 @@
+"""Curves with axes, for papers: drawn with PIL at several times their size, and scaled down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+from PIL import Image, ImageDraw, ImageFont
+
+Pen: TypeAlias = ImageDraw.ImageDraw
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+WIDTH, HEIGHT = 640, 480  # of one panel, in pixels of the result
+SCALE = 3  # drawn so many times as large
+INK, GRID = (32, 32, 32), (225, 225, 225)
+COLOURS = ((31, 90, 166), (200, 80, 30))
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 20, 42, 58
+_TEXT = 17
+_DASH = 9
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through points; ``dashed`` tells it from another in black and white."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    name: str = ""
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A pair of axes, which begin at 0, and the curves in them.
+
+    Args:
+        x_label: with the unit; so ``y_label``.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+
+
+def draw(panels: Sequence[Panel]) -> Image.Image:
+    """Panels side by side, an RGB image."""
+    sheet = Image.new("RGB", (WIDTH * len(panels) * SCALE, HEIGHT * SCALE), "white")
+    for number, panel in enumerate(panels):
+        sheet.paste(_panel(panel), (number * WIDTH * SCALE, 0))
+    return sheet.resize((WIDTH * len(panels), HEIGHT), Image.Resampling.LANCZOS)
+
+
+def _panel(panel: Panel) -> Image.Image:
+    image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(_TEXT * SCALE)
+    x_ticks = _ticks(max((v for curve in panel.curves for v in curve.x), default=1.0))
+    y_ticks = _ticks(max((v for curve in panel.curves for v in curve.y), default=1.0))
+    left, right, top, bottom = (side * SCALE for side in (_LEFT, WIDTH - _RIGHT, _TOP, HEIGHT - _BOTTOM))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + x / x_ticks[-1] * (right - left), bottom - y / y_ticks[-1] * (bottom - top)
+
+    for x in x_ticks:
+        pen.line([place(x, 0), place(x, y_ticks[-1])], GRID, SCALE)
+        pen.text((place(x, 0)[0], bottom + 8 * SCALE), f"{x:g}", INK, font, anchor="ma")
+    for y in y_ticks:
+        pen.line([place(0, y), place(x_ticks[-1], y)], GRID, SCALE)
+        pen.text((left - 8 * SCALE, place(0, y)[1]), f"{y:g}", INK, font, anchor="rm")
+    for curve, colour in zip(panel.curves, COLOURS, strict=False):
+        _line(pen, [place(x, y) for x, y in zip(curve.x, curve.y, strict=True)], colour, dashed=curve.dashed)
+    pen.rectangle([left, top, right, bottom], outline=INK, width=SCALE)
+    pen.text(((left + right) / 2, top / 2), panel.title, INK, font, anchor="mm")
+    pen.text(((left + right) / 2, (HEIGHT - 14) * SCALE), panel.x_label, INK, font, anchor="mm")
+    _upright(image, panel.y_label, (14 * SCALE, (top + bottom) // 2), font)
+    _legend(pen, panel.curves, (right, top), font)
+    return image
+
+
+def _line(
+    pen: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: tuple[int, int, int], *, dashed: bool
+) -> None:
+    if not dashed:
+        pen.line(points, colour, 2 * SCALE, joint="curve")
+        return
+    length, walked = _DASH * SCALE, 0.0
+    for one, other in pairwise(points):
+        step = math.dist(one, other)
+        if int(walked / length) % 2 == 0:
+            pen.line([one, other], colour, 2 * SCALE)
+        walked += step
+
+
+def _legend(
+    pen: ImageDraw.ImageDraw,
+    curves: Sequence[Curve],
+    corner: tuple[int, int],
+    font: Font,
+) -> None:
+    right, top = corner
+    for row, (curve, colour) in enumerate(zip(curves, COLOURS, strict=False)):
+        if curve.name:
+            y = top + (18 + 24 * row) * SCALE
+            pen.text((right - 14 * SCALE, y), curve.name, INK, font, anchor="rm")
+            start = right - 14 * SCALE - pen.textlength(curve.name, font) - 44 * SCALE
+            steps = [(start + 36 * SCALE * i / 12, float(y)) for i in range(13)]
+            _line(pen, steps, colour, dashed=curve.dashed)
+
+
+def _upright(image: Image.Image, text: str, centre: tuple[int, int], font: Font) -> None:
+    left, top, right, bottom = font.getbbox(text)
+    label = Image.new("RGB", (int(right - left) + 4, int(bottom - top) + 4), "white")
+    ImageDraw.Draw(label).text((2 - left, 2 - top), text, INK, font)
+    turned = label.transpose(Image.Transpose.ROTATE_90)
+    image.paste(turned, (centre[0] - turned.width // 2, centre[1] - turned.height // 2))
+
+
+def _ticks(largest: float) -> list[float]:
+    """Round numbers from 0 to at least the largest, about six."""
+    if not largest > 0 or not math.isfinite(largest):
+        return [0.0, 1.0]
+    rough = largest / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
+    return [step * i for i in range(math.ceil(largest / step - 1e-9) + 1)]
