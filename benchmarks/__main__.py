@@ -1,4 +1,4 @@
-"""``python -m benchmarks [startup|network|loop|packing|sampling ...]``: run them and write docs/benchmarks.md."""
+"""``python -m benchmarks [startup|packing|network|loop|sampling|bound ...]``: run them and write docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-NAMES = ("startup", "packing", "network", "loop", "sampling")
+NAMES = ("startup", "packing", "network", "loop", "sampling", "bound")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NOTES = Path(__file__).with_name("notes.md")
 
