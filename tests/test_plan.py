@@ -83,6 +83,8 @@ def test_precision_is_decided_by_the_machine_unless_asked() -> None:
     assert planned(precision="fp32").config.train.precision == "fp32"
     assert planned(precision="bf16").config.train.precision == "bf16"
     assert planned().config.train.precision == choose_precision("auto", CPU)
+    assert planned(predict="mu").config.train.precision == "fp32"
+    assert planned(predict="mu", precision="bf16").config.train.precision == "bf16"
 
 
 def test_only_the_digits_are_not_mirrored_by_default() -> None:

@@ -61,13 +61,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> Precision:
+def choose_precision(name: str, device: torch.device, predict: str = "eps") -> Precision:
     """The precision that ``--precision`` names; ``auto`` is bf16 where the hardware computes it, else fp32.
+
+    For a network that predicts mu it is fp32: x_0_hat is mu's difference from nearly x_t, many times enlarged, of which
+    eight bits leave nothing.
 
     Raises:
         ArgumentError: bf16 on a GPU that has none.
     """
-    if name == "fp32":
+    if name == "fp32" or (name == "auto" and predict == "mu"):
         return "fp32"
     if device.type == "cuda":
         in_hardware = torch.cuda.get_device_capability(device) >= (8, 0)

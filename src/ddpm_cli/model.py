@@ -199,7 +199,7 @@ def ready(stored: StoredModel, *, device: str, precision: str) -> Model:
         unet_config=stored.unet,
         diffusion_config=stored.diffusion,
         diffusion=Diffusion.from_config(stored.diffusion),
-        denoiser=Denoiser(unet, choose_precision(precision, place)),
+        denoiser=Denoiser(unet, choose_precision(precision, place, stored.diffusion.predict)),
         device=place,
     )
 

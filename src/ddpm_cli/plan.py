@@ -110,7 +110,7 @@ def plan(
         flip=False if options.flip is None and source == BUILTIN_DIGITS else options.flip,
         seed=options.seed,
         loss=loss,
-        precision=choose_precision(options.precision, device),
+        precision=choose_precision(options.precision, device, diffusion.predict),
     )
     config = RunConfig(unet, diffusion, train, digest, shape, start.source if start else None)
     return Plan(name, config, _cadence(options, preset))
