@@ -357,7 +357,7 @@ def test_terms_are_learned_in_rounds_that_double() -> None:
     assert ends.tolist() == [8, 16, 32, 64, 128, 256, 512, 1000]
     images = [image for blocks in protocol.rounds() for block in blocks for image in block]
     assert images == list(range(1000))
-    assert len(Protocol(10**6, 1000).rounds()[0]) <= 256
+    assert len(Protocol(10**6, 1000).rounds()[0]) <= 128
 
 
 @pytest.mark.parametrize("terms", [0, -1, 21, 10**9])

@@ -25,7 +25,7 @@ from .diffusion.process import Diffusion, Reverse, p_theta, q_sample
 from .errors import ArgumentError
 from .pixels import to_float
 
-MAX_BLOCKS = 256  # of which sums are kept
+MAX_BLOCKS = 128  # of which sums are kept
 BLOCK_TERMS = 4096  # at least, so that a batch that is cut at a block's end is the exception
 FIRST_ROUND = 8  # images, before anything is known of the terms; each round learns from those before it
 BINS = 32  # of t, geometric, within which terms are taken to be of one size
