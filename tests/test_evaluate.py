@@ -237,6 +237,19 @@ def test_a_network_that_returns_0_costs_what_its_closed_form_says(seed: int, var
     assert (np.abs((bound.rmse / scale) ** 2 - 1) <= 6 * math.sqrt(2 / (n * dimensions))).all(), seed
 
 
+@pytest.mark.parametrize(("variance", "total"), [("fixed-small", 10.030913), ("fixed-large", 9.355567)])
+@pytest.mark.parametrize("terms", [None, 60])
+def test_a_network_that_returns_0_clipped_on_grey_within_its_standard_error(
+    terms: int | None, variance: str, total: float
+) -> None:
+    # The expectation by quadrature is in test_bound; here it is measured, from noise.
+    images = Images.from_array(np.full((100, 4, 4, 1), 128, np.uint8))
+    bound = measure(zero, Diffusion(PAPER, variance=variance), images, 1, 4096, terms)
+    assert bound.stderr is not None
+    assert bound.stderr < 0.08
+    assert abs(bound.bits_per_dim - total) <= SIGMAS * bound.stderr
+
+
 def test_the_reported_standard_error_covers_the_truth() -> None:
     # 200 data sets of 16 images of the same kind: the mean of all is the truth, nearly; each one's error in its own
     # standard errors has Student's distribution of 15 degrees of freedom, whose standard deviation is sqrt(15 / 13).
