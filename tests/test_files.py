@@ -246,8 +246,8 @@ def test_check_output_refuses_what_is_no_place_for_a_file(tmp_path: Path, force:
     os.mkfifo(tmp_path / "pipe")
     refused = [
         (tmp_path, ArgumentError, "is a folder; give the name of a file in it"),
-        (tmp_path / "pipe", ArgumentError, "not a file; use -o -"),
-        (Path(os.devnull), ArgumentError, "not a file; use -o -"),
+        (tmp_path / "pipe", ArgumentError, "not a file; name a file"),
+        (Path(os.devnull), ArgumentError, "not a file; name a file"),
         (tmp_path / "missing" / "out.png", DiskError, f"there is no folder {tmp_path}/missing; make it first"),
         (tmp_path / "file" / "out.png", DiskError, f"there is no folder {tmp_path}/file; make it first"),
         (tmp_path / ("n" * 300), DiskError, "the name is too long"),

@@ -13,6 +13,8 @@ from diffusers import DDPMPipeline
 
 from conftest import Ddpm
 from ddpm_cli import model
+from ddpm_cli.card import card
+from ddpm_cli.checkpoint import read_model
 from ddpm_cli.config import PREDICTIONS, SCHEDULES, VARIANCES, DiffusionConfig
 from ddpm_cli.diffusion.samplers import ancestral
 from ddpm_cli.plan import TrainOptions, plan
@@ -99,6 +101,9 @@ def test_what_diffusers_cannot_express_it_refuses_to_sample(tmp_path: Path, pred
     pipeline.set_progress_bar_config(disable=True)
     with pytest.raises((ValueError, RuntimeError)):
         pipeline(1, num_inference_steps=12)
+    stored = read_model(folder, "m")
+    assert "diffusers" not in card("me/m", stored, None, None)
+    assert "DDPMPipeline" in card("me/m", replace(stored, diffusion=DiffusionConfig()), None, None)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

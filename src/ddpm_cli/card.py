@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
-from .checkpoint import StoredModel, read_json
+from .checkpoint import StoredModel, diffusers_samples, read_json
 from .errors import InputError
 from .files import printable
 from .pixels import COLOURS
@@ -18,6 +18,15 @@ from .unet import parameter_count
 
 PICTURE = "samples.png"
 
+_WITH_DIFFUSERS = """With diffusers:
+
+```python
+from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained("{repo}")
+image = pipeline().images[0]
+```
+"""
 _LARGEST = 1e9  # of a number that a page can say
 _MARKUP = re.compile(r"([\\`*_\[\]<>|])")  # in what others wrote: names of repositories and files
 
@@ -104,7 +113,7 @@ def card(
     tags = ["ddpm", "diffusion", "unconditional-image-generation"]
     lines = [
         "---",
-        "library_name: diffusers",
+        *(["library_name: diffusers"] if diffusers_samples(stored.diffusion) else []),
         "pipeline_tag: unconditional-image-generation",
         "tags:",
         *(f"- {tag}" for tag in tags),
@@ -134,15 +143,7 @@ def card(
         f"ddpm sample -m {repo} -n 64 -o grid.png",
         "```",
         "",
-        "With diffusers:",
-        "",
-        "```python",
-        "from diffusers import DDPMPipeline",
-        "",
-        f'pipeline = DDPMPipeline.from_pretrained("{repo}")',
-        "image = pipeline().images[0]",
-        "```",
-        "",
+        *(_WITH_DIFFUSERS.format(repo=repo).split("\n") if diffusers_samples(stored.diffusion) else []),
         "## Licence",
         "",
         "As the front matter of this page states."

@@ -60,9 +60,9 @@ def check_output(path: Path, *, force: bool) -> None:
         if path.is_dir():
             raise ArgumentError(f"{name} is a folder; give the name of a file in it")
         if path.exists() and not path.is_file():
-            raise ArgumentError(f"{name} is a device or a pipe, not a file; use -o - and redirect stdout to it")
+            raise ArgumentError(f"{name} is a device or a pipe, not a file; name a file")
         if path.exists() and not force:
-            raise ArgumentError(f"{name} exists already; give another name with -o, or --force to overwrite it")
+            raise ArgumentError(f"{name} exists already; give another name, or --force to overwrite it")
         if not folder.is_dir():
             raise DiskError(f"cannot write {name}: there is no folder {printable(folder)}; make it first")
         if not os.access(folder, os.W_OK):

@@ -114,6 +114,11 @@ class StoredModel:
         )
 
 
+def diffusers_samples(diffusion: DiffusionConfig) -> bool:
+    """Whether diffusers samples from such a model; what it has no name for it loads, and then refuses."""
+    return diffusion.predict != "mu" and diffusion.variance != "learned"
+
+
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder has diffusers' layout: nested (model_index.json, unet/, scheduler/) or flat."""
     return (folder / "unet" / "config.json").is_file() or (folder / "config.json").is_file()
