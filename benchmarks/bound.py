@@ -64,12 +64,12 @@ def tables() -> Iterator[Table]:
 def _cases(device: torch.device) -> Iterator[Case]:
     bundled = load(BUILTIN_DIGITS, device=str(device), precision="fp32")
     yield Case("the bundled model, 8x8", bundled.denoiser.unet, bundled.diffusion, open_images(BUILTIN_DIGITS), 4096)
-    for name, side, terms in (("tiny", 32, 512), ("cifar10", 32, 64)):
+    for name, side, terms in (("tiny", 32, 512), ("cifar10", 32, 128)):
         preset = PRESETS[name]
         config = replace(preset.unet((side, side), 3), dropout=0.0)
         unet = build(config, device).eval().requires_grad_(False)
         init_weights(unet, torch.Generator().manual_seed(0))
-        pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (64, side, side, 3), np.uint8)
+        pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (BATCH, side, side, 3), np.uint8)
         diffusion = Diffusion.from_config(DiffusionConfig(variance=preset.variance))
         yield Case(f"`{name}`, {side}x{side}", unet, diffusion, Images.from_array(pixels), terms)
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -115,11 +120,12 @@ def test_an_estimate_says_what_it_is(ddpm: Ddpm, tiny_run: Path, images: np.ndar
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ("21", "--terms is 21; this model has 20 terms"),
+        ("21", "terms is 21; this model has 20 terms"),
         ("0.5", "'0.5' is neither all nor a number from 1 on"),
         ("0", "'0' is neither all nor"),
         ("-3", "'-3' is neither all nor"),
         ("none", "'none' is neither all nor"),
+        ("\u00b2", "is neither all nor"),
     ],
 )
 def test_how_many_terms_there_cannot_be(
@@ -192,6 +198,9 @@ def test_files_are_refused_before_the_work(ddpm: Ddpm, tiny_run: Path, tmp_path:
     assert (tmp_path / "there.csv").read_text() == "mine"
     assert ddpm(*command, "--rd", "there.csv", "--force").returncode == 0
     assert ddpm(*command, "--per-t", "no/where.csv").returncode == 7
+    twice = ddpm(*command, "--per-t", "a.csv", "--resume", "a.csv")
+    assert twice.returncode == 2
+    assert "a.csv is named twice" in twice.stderr
 
 
 # --- stopping and sharing ---------------------------------------------------------------------------------------------
@@ -200,7 +209,7 @@ def test_files_are_refused_before_the_work(ddpm: Ddpm, tiny_run: Path, tmp_path:
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """Enough images for a few seconds of work."""
-    np.save(tmp_path / "many.npy", np.random.default_rng(4).integers(0, 256, (1500, 8, 8, 1), np.uint8))
+    np.save(tmp_path / "many.npy", np.random.default_rng(4).integers(0, 256, (3000, 8, 8, 1), np.uint8))
     return tmp_path / "many.npy"
 
 
@@ -231,12 +240,17 @@ def test_a_file_of_another_measurement_or_of_none(
     command = ("eval-bpd", "images.npy", "-m", tiny_run, "--resume", "state", *CPU)
     assert ddpm(*command).returncode == 0
     whole = (tmp_path / "state").read_bytes()
+    shutil.copytree(tiny_run / "checkpoints" / "step-00000007", tmp_path / "other heads")
+    (tmp_path / "other heads" / "MANIFEST.json").unlink()
+    config = tmp_path / "other heads" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_head_dim": 4}))
     for change, what in {
         ("--seed", "1"): "seed",
         ("--terms", "3"): "--terms",
         ("--limit", "4"): "the number of images",
         ("--no-clip",): "diffusion",
         ("-m", "builtin:digits"): "the model",
+        ("-m", "other heads"): "network",
     }.items():
         done = ddpm(*command, *change)
         assert done.returncode == 2
@@ -245,11 +259,23 @@ def test_a_file_of_another_measurement_or_of_none(
     other = ddpm("eval-bpd", "others.npy", "-m", tiny_run, "--resume", "state", *CPU)
     assert other.returncode == 2
     assert "these differ: the images;" in other.stderr
-    for damage in (b"", b"nothing of the kind", whole[:-100], whole[: len(whole) // 2]):
+    method = whole.rindex(b"PK\x01\x02") + 10
+    for damage in (
+        b"",
+        b"nothing of the kind",
+        whole[:-100],
+        whole[: len(whole) // 2],
+        whole[:method] + b"\x63" + whole[method + 1 :],
+    ):
         (tmp_path / "state").write_bytes(damage)
         done = ddpm(*command)
         assert done.returncode == 3, done.stderr
-        assert "state is not what eval-bpd --resume writes, or damaged" in done.stderr
+        assert "state is not what eval-bpd --resume writes, or damaged; delete it" in done.stderr
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "/dev/null", "."):
+        done = ddpm(*command[:-4], "--resume", name, *CPU)
+        assert done.returncode == 2, done.stderr
+        assert "is no file" in done.stderr
 
 
 def ranks(nursery: Nursery, env: dict[str, str], folder: Path, count: int, *command: str) -> list[Child]:
@@ -284,11 +310,65 @@ def test_what_several_processes_had_done_is_gone_on_from_by_one(
     for child in children:
         child.kill(signal.SIGTERM)
     assert [child.wait() for child in children] == [143, 143]
-    assert {path.name for path in many.parent.glob("state*")} == {"state", "state.1"}
+    assert {path.name for path in many.parent.glob("state*")} == {"state", "state.rank1"}
     again = ddpm(*command, "--resume", "state")
     assert again.returncode == 0, again.stderr
     assert again.stdout == ddpm(*command).stdout
     assert {path.name for path in many.parent.glob("state*")} == {"state"}
+
+
+def test_as_torchrun_starts_it(
+    ddpm: Ddpm, ddpm_env: dict[str, str], tiny_run: Path, tmp_path: Path, images: np.ndarray
+) -> None:
+    command = ["eval-bpd", "images.npy", "-m", str(tiny_run), "--json", *CPU]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = ddpm_env | {"OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        done = subprocess.run(
+            [*launch, "-m", "ddpm_cli", *command], env=env, cwd=tmp_path, capture_output=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stdout == ddpm(*command).stdout
+
+
+def test_a_process_whose_peer_has_ended_says_so(
+    nursery: Nursery, ddpm_env: dict[str, str], tiny_run: Path, many: Path
+) -> None:
+    command = ["eval-bpd", str(many), "-m", str(tiny_run), "--batch-size", "16", "--resume", "state", *CPU]
+    first, second = ranks(nursery, ddpm_env, many.parent, 2, *command)
+    wait_until(lambda: len([*many.parent.glob("state*")]) == 2, "the work begins")
+    second.kill()
+    assert first.wait(60) == 1
+    assert (
+        first.stderr.splitlines()[-1]
+        == "error: another process that shared the work has ended, so this one cannot go on"
+    )
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_an_environment_that_is_not_torchruns(ddpm: Ddpm, tiny_run: Path, images: np.ndarray, name: str) -> None:
+    done = ddpm("eval-bpd", "images.npy", "-m", tiny_run, env={name: "two"})
+    assert done.returncode == 2
+    assert f"{name} is 'two' in the environment" in done.stderr
+
+
+def test_files_of_others_are_left_alone(ddpm: Ddpm, tiny_run: Path, tmp_path: Path, images: np.ndarray) -> None:
+    for name in ("bpd.2026", "bpda.rank1", "bpd.ranking", "bpd.rank1.old"):
+        (tmp_path / name).write_text("mine")
+    for _ in range(2):
+        assert ddpm("eval-bpd", "images.npy", "-m", tiny_run, "--resume", "bpd", *CPU).returncode == 0
+    for name in ("bpd.2026", "bpda.rank1", "bpd.ranking", "bpd.rank1.old"):
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_outputs_that_are_not_finite_are_an_error(ddpm: Ddpm, tmp_path: Path, images: np.ndarray) -> None:
+    unet = random_unet(tiny(), 1)
+    for parameter in unet.parameters():
+        parameter.data.fill_(3e38)
+    write_model(tmp_path / "m", unet)
+    done = ddpm("eval-bpd", "images.npy", "-m", "m", *CPU)
+    assert done.returncode == 3, done.stderr
+    assert re.search(r"the term of image \d at t = \d+ is not finite", done.stderr)
 
 
 def test_weights_that_are_not_finite(ddpm: Ddpm, tmp_path: Path, images: np.ndarray) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from ddpm_cli.data import Images
 from ddpm_cli.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Diffusion, q_sample
 from ddpm_cli.diffusion.schedule import linear
-from ddpm_cli.errors import ArgumentError
+from ddpm_cli.distributed import World
+from ddpm_cli.errors import ArgumentError, InputError
 from ddpm_cli.evaluate import Bound, Floats, Pairs, Protocol, Tally, prior
 from ddpm_cli.evaluate import measure as run
 from models import random_unet, tiny
@@ -373,9 +376,9 @@ def test_terms_are_learned_in_rounds_that_double() -> None:
     assert len(Protocol(10**6, 1000).rounds()[0]) <= 128
 
 
-@pytest.mark.parametrize("terms", [0, -1, 21, 10**9])
-def test_more_terms_than_there_are(terms: int) -> None:
-    with pytest.raises(ArgumentError, match=rf"--terms is {terms}; this model has 20 terms"):
+@pytest.mark.parametrize("terms", [0, -1, 21, 10**9, 2.5, True, "all"])
+def test_how_many_terms_there_cannot_be(terms: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"terms is {terms!r}; this model has 20 terms"):
         Protocol(3, 20, terms)
 
 
@@ -394,6 +397,72 @@ def test_a_tally_goes_on_where_it_was_stopped_bit_for_bit(stop: int, terms: int 
     list(run(each_pixel, D, images, parts, batch_size=16, device=CPU))
     for name in ("done", "per_image", "sums"):
         assert (getattr(parts, name) == getattr(whole, name)).all()
+
+
+class Torn(Exception):  # noqa: N818
+    pass
+
+
+def test_an_interrupt_in_the_middle_of_a_sum_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = Pairs(np.array([0, 0, 1]), np.array([1, 2, 1]), np.ones(3))
+    add = np.add
+    for last in (0, 1):
+        tally, calls = Tally(Protocol(2, 2)), iter(range(9))
+
+        def torn(*args: Any, calls: Iterator[int] = calls, last: int = last) -> None:
+            if next(calls) == last:
+                raise Torn
+            add.at(*args)
+
+        monkeypatch.setattr(np, "add", SimpleNamespace(at=torn))
+        with pytest.raises(Torn):
+            tally.add(0, pairs, np.ones(3), np.ones(3))
+        monkeypatch.undo()
+        assert not tally.settled
+
+
+def test_a_share_that_fails_changes_nothing() -> None:
+    class Lost(World):
+        calls = 0
+
+        def sum(self, array: np.ndarray) -> np.ndarray:
+            Lost.calls += 1
+            if Lost.calls == 3:
+                raise Torn
+            return array
+
+    images, protocol = random_images(700, shape=(1, 1, 1)), Protocol(700, 20)
+    tally = Tally(protocol)
+    before: dict[str, np.ndarray] = {}
+
+    def work() -> None:
+        for _ in run(each_pixel, D, images, tally, batch_size=512, device=CPU, world=Lost(0, 2)):
+            before.update({name: getattr(tally, name).copy() for name in ("done", "per_image", "sums")})
+
+    with pytest.raises(Torn):
+        work()
+    assert tally.settled
+    assert tally.missing == sum(len(block) for block in tally.blocks[1::2]) * 20
+    for name, array in before.items():
+        assert (getattr(tally, name) == array).all()
+
+
+def test_terms_that_are_all_0_can_be_estimated() -> None:
+    # White images and a network that knows them: only the decoder costs something, and its term is not always drawn.
+    images = Images.from_array(np.full((30, 1, 1, 1), 255, np.uint8))
+    d = Diffusion(PAPER, "x0", "fixed-small")
+    for seed in range(10):
+        bound = measure(lambda x, t: torch.ones_like(x), d, images, seed, 512, 1)
+        assert math.isfinite(bound.bits_per_dim)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_term_that_is_not_finite_is_named(value: float) -> None:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        return torch.where(t.reshape(-1, 1, 1, 1) == 13, value, x_t)
+
+    with pytest.raises(InputError, match="the term of image 0 at t = 13 is not finite"):
+        measure(network, Diffusion(SHORT, clip=False), random_images(3))
 
 
 def test_of_two_tallies_the_fuller_blocks_are_taken() -> None:

@@ -10,19 +10,20 @@ whichever process computed which block, and whether it was stopped in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import distributed, rng
+from . import rng
 from .data import Images
 from .denoiser import Denoiser
 from .diffusion import bound
 from .diffusion.process import Diffusion, Reverse, p_theta, q_sample
-from .errors import ArgumentError
+from .distributed import ALONE, World
+from .errors import ArgumentError, InputError
 from .pixels import to_float
 
 MAX_BLOCKS = 128  # of which sums are kept
@@ -54,8 +55,9 @@ class Protocol:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.terms is not None and not 1 <= self.terms <= self.T:
-            raise ArgumentError(f"--terms is {self.terms}; this model has {self.T} terms, so it must be from 1 to that")
+        terms = self.terms
+        if terms is not None and not (type(terms) is int and 1 <= terms <= self.T):
+            raise ArgumentError(f"terms is {terms!r}; this model has {self.T} terms, so it must be a number up to that")
 
     @property
     def per_image(self) -> int:
@@ -128,6 +130,7 @@ class Tally:
         done: (blocks,) terms that have been added, in their order.
         per_image: (n,) sums of each image's terms, without L_T.
         sums: (blocks, 5, T) of each block's images: weights, terms, their squares, squared errors and their roots.
+        settled: whether these belong together. Not so while they change, where an interrupt may come in between.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -137,6 +140,7 @@ class Tally:
         self.done = np.zeros(len(self.blocks), np.int64)
         self.per_image = np.zeros(protocol.n)
         self.sums = np.zeros((len(self.blocks), 5, protocol.T))
+        self.settled = True
 
     @property
     def missing(self) -> int:
@@ -144,11 +148,21 @@ class Tally:
         return self.protocol.n * self.protocol.per_image - int(self.done.sum())
 
     def add(self, block: int, pairs: Pairs, bits: Floats, mse: Floats) -> None:
-        """Add terms of a block, in their order, and the squared errors of their x_0_hat."""
-        self.done[block] += len(pairs.t)
+        """Add terms of a block, in their order, and the squared errors of their x_0_hat.
+
+        Raises:
+            InputError: a term is not finite.
+        """
+        bad = np.flatnonzero(~np.isfinite(bits + mse))
+        if len(bad):
+            image, t = pairs.image[bad[0]], pairs.t[bad[0]]
+            raise InputError(f"the term of image {image} at t = {t} is not finite; the model's training had diverged")
+        values = pairs.weight * np.stack([np.ones_like(bits), bits, bits**2, mse, np.sqrt(mse)])
+        self.settled = False
         np.add.at(self.per_image, pairs.image, pairs.weight * bits)
-        for row, values in enumerate((np.ones_like(bits), bits, bits**2, mse, np.sqrt(mse))):
-            np.add.at(self.sums[block, row], pairs.t - 1, pairs.weight * values)
+        np.add.at(self.sums[block], (slice(None), pairs.t - 1), values)  # type: ignore[arg-type]
+        self.done[block] += len(pairs.t)
+        self.settled = True
 
     def chances(self, round_: int) -> Floats:
         """(T,) with which chance a round computes the term of t = 1..T; they add up to K."""
@@ -157,6 +171,8 @@ class Tally:
             return np.ones(T)
         before = sum(len(blocks) for blocks in self.rounds[:round_])
         size = 1 / np.arange(1, T + 1) if before == 0 else _sizes(self.sums[:before].sum(0))
+        if not size.any():  # nothing costs anything so far
+            size = np.ones(T)
         return _capped((1 - UNIFORM) * size / size.sum() + UNIFORM / T, terms)
 
     def take(self, other: Tally) -> None:
@@ -166,18 +182,24 @@ class Tally:
             self.done[index], self.sums[index] = other.done[index], other.sums[index]
             self.per_image[block.start : block.stop] = other.per_image[block.start : block.stop]
 
-    def share(self, blocks: Sequence[int]) -> None:
-        """Make known to all processes what each has added to its blocks (see `owned`)."""
-        if distributed.world_size() == 1:
+    def share(self, blocks: range, world: World) -> None:
+        """Make known to all processes what each has added to its blocks of a round.
+
+        Raises:
+            DdpmError: another process has ended.
+        """
+        if world.size == 1:
             return
-        strangers = [block for place, block in enumerate(blocks) if not distributed.owns(place)]
-        for block in strangers:
-            self.done[block], self.sums[block] = 0, 0
-            self.per_image[self.blocks[block].start : self.blocks[block].stop] = 0
         images = slice(self.blocks[blocks[0]].start, self.blocks[blocks[-1]].stop)
         part = slice(blocks[0], blocks[-1] + 1)
-        for array in (self.done[part], self.sums[part], self.per_image[images]):
-            array[...] = distributed.sum_over_ranks(array)
+        mine = np.array([world.owns(place) for place in range(len(blocks))])
+        own_images = np.repeat(mine, [len(self.blocks[block]) for block in blocks])
+        done = world.sum(self.done[part] * mine)
+        sums = world.sum(self.sums[part] * mine[:, None, None])
+        per_image = world.sum(self.per_image[images] * own_images)
+        self.settled = False
+        self.done[part], self.sums[part], self.per_image[images] = done, sums, per_image
+        self.settled = True
 
     def bound(self, prior_bits: Floats) -> Bound:
         """The bound, given L_T of each image in bits/dim, (n,)."""
@@ -201,22 +223,42 @@ class Tally:
 
 @torch.inference_mode()
 def measure(
-    denoiser: Denoiser, d: Diffusion, images: Images, tally: Tally, *, batch_size: int, device: torch.device
+    denoiser: Denoiser,
+    d: Diffusion,
+    images: Images,
+    tally: Tally,
+    *,
+    batch_size: int,
+    device: torch.device,
+    world: World = ALONE,
 ) -> Iterator[int]:
-    """Add to a tally what is missing; yields how many terms were computed. Of several processes each does its share."""
+    """Add to a tally what is missing in it.
+
+    Args:
+        world: processes that measure the same; each does its share, and in the end all know everything.
+
+    Yields:
+        how many terms were computed; 0 before others are waited for.
+
+    Raises:
+        InputError: a term is not finite.
+        DdpmError: another process has ended.
+    """
     protocol, first = tally.protocol, 0
     for number, blocks in enumerate(tally.rounds):
         chances = tally.chances(number)
         indices = range(first, first + len(blocks))
         for place, index in enumerate(indices):
-            if not distributed.owns(place):
+            if not world.owns(place):
                 continue
             pairs = _pairs(protocol, blocks[place], chances)
             for start in range(int(tally.done[index]), len(pairs.t), batch_size):
                 part = pairs.part(start, start + batch_size)
                 tally.add(index, part, *_terms(denoiser, d, images, part, protocol.seed, device))
                 yield len(part.t)
-        tally.share(indices)
+        if world.size > 1:
+            yield 0
+            tally.share(indices, world)
         first += len(blocks)
 
 

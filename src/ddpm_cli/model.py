@@ -20,6 +20,7 @@ from .data import Images
 from .denoiser import Denoiser, choose_device, choose_precision
 from .diffusion.process import FROM_X_0, Diffusion, p_theta
 from .diffusion.samplers import Step
+from .distributed import ALONE, World
 from .errors import ArgumentError, InputError
 from .files import printable
 from .generate import Sampling
@@ -154,9 +155,17 @@ class Model:
             pass
         return tally.bound(evaluate.prior(self.diffusion, images, len(images)))
 
-    def measure(self, images: Images, tally: evaluate.Tally, *, batch_size: int) -> Iterator[int]:
-        """Add to a tally what is missing in it, in the model's own precision; yields how many terms were computed."""
-        return evaluate.measure(self.denoiser, self.diffusion, images, tally, batch_size=batch_size, device=self.device)
+    def measure(self, images: Images, tally: evaluate.Tally, *, batch_size: int, world: World = ALONE) -> Iterator[int]:
+        """Add to a tally what is missing in it, in the model's own precision; see `ddpm_cli.evaluate.measure`."""
+        return evaluate.measure(
+            self.denoiser,
+            self.diffusion,
+            images,
+            tally,
+            batch_size=batch_size,
+            device=self.device,
+            world=world,
+        )
 
     def check_fits(self, images: Images) -> None:
         """Refuse images of another size or number of channels than the model's."""

@@ -32,12 +32,12 @@ Examples:
 class TermsType(click.ParamType[int]):
     """``all``, as 0, or a number."""
 
-    name = "K|all"
+    name = "terms"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value in (0, "all"):
             return 0
-        if not str(value).isdigit() or int(value) < 1:
+        if not str(value).isdecimal() or int(value) < 1:
             self.fail(f"{value!r} is neither all nor a number from 1 on", param, ctx)
         return int(value)
 
@@ -46,7 +46,12 @@ class TermsType(click.ParamType[int]):
 @click.argument("images", metavar="IMAGES", type=NameType())
 @model_option
 @click.option(
-    "--terms", type=TermsType(), default="all", show_default=True, help="How many of an image's T terms to compute."
+    "--terms",
+    type=TermsType(),
+    default="all",
+    show_default=True,
+    metavar="K|all",
+    help="How many of an image's T terms to compute.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Measure the first so many images.  [default: all]")
 @click.option("--resize", is_flag=True, help="Scale and crop images of another size than the model's, as train does.")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import distributed, pause
+from .. import pause
 from ..data import Images
+from ..distributed import World, joined, local_device
+from ..errors import ArgumentError
 from ..evaluate import Bound, Protocol, Tally, prior
 from ..files import check_output, printable, write_file
 from ..model import Model
@@ -94,16 +96,18 @@ class Measurement:
         ]
         T = len(b.terms)
         shown = sorted({round(t) for t in np.geomspace(1, T, 12)})
-        lines += [f"  {t:>6}   {b.terms[t - 1]:>16.6f}   {b.rmse[t - 1]:>10.2f}" for t in shown]
+        for t in shown:
+            known = np.isfinite(b.rmse[t - 1])  # an estimate may have computed none of these terms
+            values = (f"{b.terms[t - 1]:.6f}", f"{b.rmse[t - 1]:.2f}") if known else ("-", "-")
+            lines.append(f"  {t:>6}   {values[0]:>16}   {values[1]:>10}")
         return "\n".join(lines)
 
 
 def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement:
     """The bound of the first images of a source, and the files that are to be made of it."""
-    for path in options.outputs:
-        check_output(path, force=options.force)
+    _check_outputs(options)
     precision = "fp32" if options.precision == "auto" else options.precision
-    model = open_model(options.model, screen, device=options.device, precision=precision)
+    model = open_model(options.model, screen, device=local_device(options.device), precision=precision)
     if options.no_clip:
         model = replace(model, diffusion=model.diffusion.unclipped)
     channels, *size = model.shape
@@ -112,53 +116,65 @@ def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement
     )
     n = min(options.limit or len(images), len(images))
     protocol = Protocol(n, model.diffusion.schedule.T, options.terms or None, options.seed)
-    tally = _measured(model, images, protocol, options, screen)
+    with joined() as world:
+        tally = _measured(model, images, protocol, options, screen, world)
     result = Measurement(model.source, n, protocol.terms, tally.bound(prior(model.diffusion, images, n)))
-    if distributed.rank() == 0:
+    if world.rank == 0:
         _write(result.bound, images, options)
     return result
 
 
-def _measured(model: Model, images: Images, protocol: Protocol, options: MeasureOptions, screen: Screen) -> Tally:
+def _check_outputs(options: MeasureOptions) -> None:
+    paths = [path.absolute() for path in (*options.outputs, options.resume) if path]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ArgumentError(f"{printable(path)} is named twice; each output needs a file of its own")
+    for path in options.outputs:
+        check_output(path, force=options.force)
+
+
+def _measured(
+    model: Model, images: Images, protocol: Protocol, options: MeasureOptions, screen: Screen, world: World
+) -> Tally:
     """The tally, whole; what is done is kept in a file if the user wants that."""
-    work = model.measure
-    if options.resume is None:
+    path = options.resume
+    if path is None:
         tally = Tally(protocol)
-        _follow(work(images, tally, batch_size=options.batch_size), tally, screen)
+        _follow(model.measure(images, tally, batch_size=options.batch_size, world=world), tally, screen, world)
         return tally
     what = pause.Measured.of(model, images, protocol)
-    tally = pause.load(options.resume, what)
+    tally = pause.load(path, what)
     if done := int(tally.done.sum()):
         screen.say(f"going on after {done:,} of {protocol.n * protocol.per_image:,} terms")
-
-    pause.save(options.resume, what, tally)  # if it cannot be written, better now than after the first hour
-
-    def keeping() -> Iterator[int]:
-        saved = time.monotonic()
-        try:
-            for amount in work(images, tally, batch_size=options.batch_size):
-                yield amount
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    pause.save(path, what, tally)
-                    saved = time.monotonic()
-        finally:
-            pause.save(path, what, tally)
-
-    path = options.resume
-    _follow(keeping(), tally, screen)
-    if distributed.rank() == 0:
+    pause.save(path, what, tally, world.rank)  # if it cannot be written, better now than after the first hour
+    work = model.measure(images, tally, batch_size=options.batch_size, world=world)
+    _follow(_keeping(work, path, what, tally, world.rank), tally, screen, world)
+    if world.rank == 0:
         pause.forget_parts(path)
     return tally
 
 
-def _follow(work: Iterator[int], tally: Tally, screen: Screen) -> None:
-    total = tally.missing // distributed.world_size()
+def _keeping(
+    work: Iterator[int], path: Path, what: pause.Measured, tally: Tally, rank: int
+) -> Generator[int, None, None]:
+    """Pass work on, and save now and then, before others are waited for, and at the end, whatever that is."""
+    saved = time.monotonic()
     try:
-        for _ in screen.progress(work, total, "measuring terms", amount=lambda done: done):
-            pass
+        for amount in work:
+            yield amount
+            if amount == 0 or time.monotonic() - saved > SAVE_SECONDS:
+                pause.save(path, what, tally, rank)
+                saved = time.monotonic()
     finally:
-        if isinstance(work, Iterator) and hasattr(work, "close"):
-            work.close()
+        # An interrupt can come in the middle of a sum; then what was saved before is right.
+        if tally.settled and (rank == 0 or tally.missing):
+            pause.save(path, what, tally, rank)
+
+
+def _follow(work: Iterator[int], tally: Tally, screen: Screen, world: World) -> None:
+    total = tally.missing // world.size
+    for _ in screen.progress(work, total, "measuring terms", amount=lambda done: done):
+        pass
 
 
 def _write(bound: Bound, images: Images, options: MeasureOptions) -> None:

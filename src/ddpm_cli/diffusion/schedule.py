@@ -76,8 +76,14 @@ class Schedule:
 
         ``fixed-large`` is beta_t, best for x_0 ~ N(0, I); ``fixed-small`` is beta_tilde_t, best for x_0 one point.
         At t = 1 both are beta_tilde_2, the variance of the decoder (Eq. 13) in the paper's code: beta_tilde_1 is 0.
+
+        Raises:
+            ArgumentError: it is neither, as one that is learned.
         """
-        result = (self.beta if variance == "fixed-large" else self.beta_tilde).copy()
+        tables = {"fixed-large": self.beta, "fixed-small": self.beta_tilde}
+        if variance not in tables:
+            raise ArgumentError(f"the variance is {variance!r}; only {' and '.join(tables)} have tables")
+        result = tables[variance].copy()
         if self.T > 1:
             result[1] = self.beta_tilde[2]
         else:

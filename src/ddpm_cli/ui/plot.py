@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -86,11 +86,22 @@ def _line(
     if not dashed:
         pen.line(points, colour, 2 * SCALE, joint="curve")
         return
-    length, walked = _DASH * SCALE, 0.0
-    for one, other in pairwise(points):
-        step = math.dist(one, other)
-        if int(walked / length) % 2 == 0:
-            pen.line([one, other], colour, 2 * SCALE)
+    for dash in _dashes(points, _DASH * SCALE):
+        pen.line(dash, colour, 2 * SCALE)
+
+
+def _dashes(points: list[tuple[float, float]], length: float) -> Iterator[list[tuple[float, float]]]:
+    """Every other piece of a line, each so long."""
+    walked = 0.0
+    for (x, y), (to_x, to_y) in pairwise(points):
+        step = math.dist((x, y), (to_x, to_y))
+        at = 0.0
+        while at < step:
+            end = min(step, at + length - (walked + at) % length)
+            if int((walked + at) / length + 1e-9) % 2 == 0:
+                a, b = at / step, end / step
+                yield [(x + a * (to_x - x), y + a * (to_y - y)), (x + b * (to_x - x), y + b * (to_y - y))]
+            at = max(end, at + length * 1e-3)
         walked += step
 
 
@@ -120,7 +131,7 @@ def _upright(image: Image.Image, text: str, centre: tuple[int, int], font: Font)
 
 def _ticks(largest: float) -> list[float]:
     """Round numbers from 0 to at least the largest, about six."""
-    if not largest > 0 or not math.isfinite(largest):
+    if not largest > 1e-300 or not math.isfinite(largest):
         return [0.0, 1.0]
     rough = largest / 5
     power = 10.0 ** math.floor(math.log10(rough))
