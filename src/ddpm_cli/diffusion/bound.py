@@ -20,7 +20,6 @@ from .process import (
     at,
     network_times,
     p_theta,
-    posterior_weight,
     q_sample,
     reverse,
 )
@@ -83,10 +82,10 @@ def reverse_kl(d: Diffusion, x_0: torch.Tensor, p: Reverse, t: Times) -> torch.T
     squared_error = (x_0 - p.x_0_hat).square()
     if d.learns_variance:
         log_ratio = at(s.log_beta_tilde, t, x_0) - torch.as_tensor(p.sigma2).log()
-        error = at(posterior_weight(s) ** 2, t, x_0) * squared_error / p.sigma2
+        error = at(s.c_0**2, t, x_0) * squared_error / p.sigma2
         return _sum(torch.expm1(log_ratio) - log_ratio + error) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        weight = posterior_weight(s) ** 2 / (2 * d.sigma2)
+        weight = s.c_0**2 / (2 * d.sigma2)
         ratio = s.beta_tilde / d.sigma2
         constant = (ratio - 1 - np.log(ratio)) / 2
     total = _sum(squared_error)

@@ -52,22 +52,7 @@ def q_step(s: Schedule, x: X, t: Times, eps: X) -> X:
 
 def q_posterior_mean(s: Schedule, x_0: X, x_t: X, t: Times) -> X:
     """Eq. 7: the mean mu_tilde_t of q(x_{t-1} | x_t, x_0)."""
-    return at(posterior_weight(s), t, x_0) * x_0 + at(_c_t(s), t, x_0) * x_t
-
-
-def posterior_weight(s: Schedule) -> Table:
-    """The factor of x_0 in Eq. 7, (T + 1,); 1 at t = 1."""
-    result = np.zeros_like(s.beta)
-    result[1:] = np.sqrt(s.alpha_bar[:-1]) * s.beta[1:] / (1 - s.alpha_bar[1:])
-    result[1] = 1  # not only up to rounding
-    return result
-
-
-def _c_t(s: Schedule) -> Table:
-    """The factor of x_t in Eq. 7, (T + 1,); 0 at t = 1."""
-    result = np.zeros_like(s.beta)
-    result[1:] = np.sqrt(s.alpha[1:]) * (1 - s.alpha_bar[:-1]) / (1 - s.alpha_bar[1:])
-    return result
+    return at(s.c_0, t, x_0) * x_0 + at(s.c_t, t, x_0) * x_t
 
 
 # What a network may predict, as functions of x_0 and back. Each takes (schedule, value, x_t, t).
@@ -96,7 +81,7 @@ def v_from_x_0(s: Schedule, x_0: X, x_t: X, t: Times) -> X:
 
 def x_0_from_mu(s: Schedule, mu: X, x_t: X, t: Times) -> X:
     """Eq. 7 solved for x_0, given the mean mu of x_{t-1}; t >= 1."""
-    return (mu - at(_c_t(s), t, x_t) * x_t) / at(posterior_weight(s), t, x_t)
+    return (mu - at(s.c_t, t, x_t) * x_t) / at(s.c_0, t, x_t)
 
 
 def x_0_from_score(s: Schedule, score: X, x_t: X, t: Times) -> X:

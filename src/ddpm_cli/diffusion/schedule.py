@@ -55,6 +55,21 @@ class Schedule:
         return result
 
     @cached_property
+    def c_0(self) -> Table:
+        """Eq. 7: the factor of x_0 in the mean of q(x_{t-1} | x_t, x_0), (T + 1,); 1 at t = 1."""
+        result = np.zeros_like(self.beta)
+        result[1:] = np.sqrt(self.alpha_bar[:-1]) * self.beta[1:] / (1 - self.alpha_bar[1:])
+        result[1] = 1  # not only up to rounding
+        return result
+
+    @cached_property
+    def c_t(self) -> Table:
+        """Eq. 7: the factor of x_t in that mean, (T + 1,); 0 at t = 1."""
+        result = np.zeros_like(self.beta)
+        result[1:] = np.sqrt(self.alpha[1:]) * (1 - self.alpha_bar[:-1]) / (1 - self.alpha_bar[1:])
+        return result
+
+    @cached_property
     def log_beta(self) -> Table:
         """log beta_t, (T + 1,); -infinity at t = 0."""
         return _log(self.beta)
