@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ArgumentError, DiskError
+from .errors import ArgumentError, DiskError, InputError
 
 _REASONS = {
     errno.ENOSPC: "no space left on the disk",
@@ -103,6 +103,16 @@ def write_file(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is not there, or is a folder, or a pipe or device, which would be waited for.
+
+    Raises:
+        InputError: it is no file.
+    """
+    if not path.is_file():
+        raise InputError(f"{printable(path)} is not a file" if path.exists() else f"{printable(path)} is missing")
 
 
 def sync(path: Path) -> None:

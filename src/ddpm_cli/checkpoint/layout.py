@@ -16,7 +16,7 @@ from typing import Any
 
 from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from ..errors import InputError
-from ..files import printable
+from ..files import printable, require_file
 from ..unet import build
 from . import pickles, weights
 from .weights import Tensors
@@ -246,8 +246,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     where = printable(path)
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise InputError(f"{where} is not a file" if path.exists() else f"{where} is missing")
+        require_file(path)
         if path.stat().st_size > MAX_JSON_BYTES:
             raise InputError(f"{where} has more than {MAX_JSON_BYTES} bytes; it is no configuration")
         data = json.loads(path.read_text("utf-8"), parse_constant=_constant)

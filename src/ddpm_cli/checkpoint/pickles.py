@@ -19,7 +19,7 @@ from typing import IO, TypeAlias
 import torch
 
 from ..errors import InputError
-from ..files import printable
+from ..files import printable, require_file
 from .weights import FLOAT_DTYPES, Entry, Shapes, Tensors, check, check_finite
 
 Plain: TypeAlias = (
@@ -142,8 +142,7 @@ def _is_zip(path: Path) -> bool:
         InputError: it is neither, or its pickles would do more than make tensors.
     """
     where = printable(path)
-    if not path.is_file():  # a pipe would be waited for
-        raise InputError(f"{where} is missing" if not path.exists() else f"{where} is not a file")
+    require_file(path)
     with path.open("rb") as file:
         head = file.read(256)
         file.seek(0)

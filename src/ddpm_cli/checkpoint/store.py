@@ -18,7 +18,7 @@ import filelock
 
 from ..config import DiffusionConfig, UNetConfig
 from ..errors import ArgumentError, DiskError, InputError, LockedError
-from ..files import disk_errors, printable, sha256, sync
+from ..files import disk_errors, printable, require_file, sha256, sync
 from . import weights
 from .layout import DOCUMENTS, WEIGHTS, Provenance, StoredModel, describe, read_json, read_model
 from .weights import Tensors
@@ -319,8 +319,7 @@ def _folder(run: Path, step: int) -> Path:
 
 
 def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        raise InputError(f"{printable(path)} is missing")
+    require_file(path)
     size = path.stat().st_size
     if size != expected.get("size"):
         raise InputError(f"{printable(path)} has {size} bytes; its manifest says {expected.get('size')}")

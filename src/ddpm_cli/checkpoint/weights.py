@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import DiskError, InputError
-from ..files import disk_errors, printable, sync
+from ..files import disk_errors, printable, require_file, sync
 
 MAX_HEADER_BYTES = 2**20
 FLOAT_DTYPES = ("F32", "F16", "BF16")
@@ -160,8 +160,7 @@ def _read_entries(path: Path) -> dict[str, Entry]:
 def _read_header(path: Path) -> dict[str, Any]:
     where = printable(path)
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise InputError(f"{where} is missing")
+        require_file(path)
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             if length > MAX_HEADER_BYTES:
