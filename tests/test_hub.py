@@ -26,6 +26,7 @@ from conftest import Ddpm, Finished
 from ddpm_cli.checkpoint import read_model
 from ddpm_cli.checkpoint.layout import WEIGHTS
 from ddpm_cli.config import UNetConfig
+from ddpm_cli.hub import cache
 from ddpm_cli.hub.client import LONGEST_WAIT, SILENT_SECONDS, RepoName, parse
 from ddpm_cli.unet import UNet, build
 from hub_server import (
@@ -863,3 +864,21 @@ def test_a_hostile_pickle_is_refused_even_when_asked_for(
     assert done.returncode == 3
     assert not (tmp_path / "sentinel").exists()
     assert "which no weights are made of" in done.stderr
+
+
+def test_weights_of_a_pickle_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(cache.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    name = RepoName("u/m")
+    place = cache.place_of(name, "0" * 40, NESTED)
+    for folder in (place.parent, cache.contents_of(name)):
+        folder.mkdir(parents=True)
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"weights")
+
+    cache.keep(name, place, write)
+    assert content(tmp_path) == {str(place.relative_to(tmp_path)): b"weights"}

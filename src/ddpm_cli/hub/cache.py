@@ -141,7 +141,11 @@ def keep(name: RepoName, place: Path, write: Callable[[Path], None]) -> None:
         try:
             write(staged)
             content = contents / sha256(staged)
-            link.symlink_to(os.path.relpath(content, place.parent))
+            try:
+                link.symlink_to(os.path.relpath(content, place.parent))
+            except OSError:  # of a file system without links; the client's own files are no links there either
+                staged.replace(place)
+                return
             staged.replace(content)
             link.replace(place)
         finally:
