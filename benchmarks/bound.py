@@ -4,83 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from ddpm_cli.config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from ddpm_cli.data import Images, open_images
-from ddpm_cli.denoiser import Denoiser, choose_device
+from ddpm_cli.denoiser import Denoiser, Precision, choose_device
 from ddpm_cli.diffusion.process import Diffusion
 from ddpm_cli.evaluate import Protocol, Tally, measure
+from ddpm_cli.memory import keep_freed_memory
 from ddpm_cli.model import load
 from ddpm_cli.presets import PRESETS
 from ddpm_cli.unet import UNet, build, init_weights
 
-from .measure import Table, in_turn
+from .measure import Table, apart
 
 BATCH = 128
+SIDE = 32
 FEW = 50  # terms of an image, a twentieth of all
 SAMPLE = 200  # images of which standard errors are compared
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the diffusion it is for, and images; so many terms are timed."""
+    """A network and images for it; so many terms are timed."""
 
     name: str
-    unet: UNet
-    diffusion: Diffusion
-    images: Images
     terms: int
+    preset: str | None = None  # at 32x32; None is the bundled model
+
+    def diffusion(self) -> Diffusion:
+        """Of a linear schedule."""
+        variance = "fixed-small" if self.preset is None else PRESETS[self.preset].variance
+        return Diffusion.from_config(DiffusionConfig(variance=variance))
+
+    def unet(self, device: torch.device) -> UNet:
+        """The network, for inference."""
+        if self.preset is None:
+            return load(BUILTIN_DIGITS, device=str(device)).denoiser.unet
+        unet = build(replace(PRESETS[self.preset].unet((SIDE, SIDE), 3), dropout=0.0), device)
+        init_weights(unet, torch.Generator().manual_seed(0))
+        return unet.eval().requires_grad_(False)
+
+    def images(self) -> Images:
+        """At least a batch of them."""
+        if self.preset is None:
+            return open_images(BUILTIN_DIGITS)
+        generator = np.random.Generator(np.random.Philox(0))
+        return Images.from_array(generator.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8))
+
+
+CASES = (
+    Case("the bundled model, 8x8", 4096),
+    Case("`tiny`, 32x32", 512, "tiny"),
+    Case("`cifar10`, 32x32", 128, "cifar10"),
+)
 
 
 def tables() -> Iterator[Table]:
     """Terms and images a second, and what an estimate is worth."""
     device = choose_device("auto")
-    rows = []
-    for case in _cases(device):
-        ours = _ours(case, device)
-        theirs = _plain_loop(case, device)
-        times = in_turn({"ours": ours, "theirs": theirs}, 5)
-        speed = {name: case.terms / t.median for name, t in times.items()}
-        T = case.diffusion.schedule.T
-        peer = speed["theirs"]
-        ours_per_image = ((f"{case.name}, `eval-bpd`", T), (f"{case.name}, `eval-bpd --terms {FEW}`", FEW))
-        rows.append((f"{case.name}, a loop over diffusers' U-Net", f"{peer:.0f}", f"{peer / T:.2f}", "1.00"))
-        for name, terms in ours_per_image:
-            images = speed["ours"] / terms
-            rows.append((name, f"{speed['ours']:.0f}", f"{images:.2f}", f"{images * T / peer:.2f}"))
+    rows = [row for precision in ("fp32", "bf16") for case in CASES for row in _rows(case, precision, device)]
     yield Table(
         "Measuring bits/dim",
-        f"float32, batches of {BATCH} terms, medians of 5 runs in turn, {torch.get_num_threads()} threads. The loop "
-        "draws x_t, asks the network, clips x_0_hat and adds up the KL terms of a batch of images, t by t.",
+        f"Batches of {BATCH} terms, medians of 5 runs in turn, each side in a process of its own, "
+        f"{torch.get_num_threads()} threads. The loop draws x_t, asks the network (in bf16 under autocast), clips "
+        "x_0_hat and adds up the KL terms of a batch of images, t by t.",
         ("", "terms/s", "images/s", "images/s over the loop's"),
         tuple(rows),
         _worth(device),
     )
 
 
-def _cases(device: torch.device) -> Iterator[Case]:
-    bundled = load(BUILTIN_DIGITS, device=str(device), precision="fp32")
-    yield Case("the bundled model, 8x8", bundled.denoiser.unet, bundled.diffusion, open_images(BUILTIN_DIGITS), 4096)
-    for name, side, terms in (("tiny", 32, 512), ("cifar10", 32, 128)):
-        preset = PRESETS[name]
-        config = replace(preset.unet((side, side), 3), dropout=0.0)
-        unet = build(config, device).eval().requires_grad_(False)
-        init_weights(unet, torch.Generator().manual_seed(0))
-        pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (BATCH, side, side, 3), np.uint8)
-        diffusion = Diffusion.from_config(DiffusionConfig(variance=preset.variance))
-        yield Case(f"`{name}`, {side}x{side}", unet, diffusion, Images.from_array(pixels), terms)
+def _rows(case: Case, precision: Precision, device: torch.device) -> Iterator[tuple[str, ...]]:
+    times = apart({"ours": partial(_ours, case, precision, device), "peer": partial(_peer, case, precision, device)}, 5)
+    ours, peer = (case.terms / times[name].median for name in ("ours", "peer"))
+    T = case.diffusion().schedule.T
+    name = f"{case.name}, {precision}"
+    yield f"{name}, a loop over diffusers' U-Net", f"{peer:.0f}", f"{peer / T:.2f}", "1.00"
+    for command, terms in ((f"{name}, `eval-bpd`", T), (f"{name}, `eval-bpd --terms {FEW}`", FEW)):
+        yield command, f"{ours:.0f}", f"{ours / terms:.2f}", f"{ours / terms * T / peer:.2f}"
 
 
-def _ours(case: Case, device: torch.device) -> Callable[[], object]:
+def _ours(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
+    keep_freed_memory()  # as the command does
+    denoiser, diffusion, images = Denoiser(case.unet(device), precision), case.diffusion(), case.images()
+
     def run() -> None:
-        tally = Tally(Protocol(len(case.images), case.diffusion.schedule.T))
+        tally = Tally(Protocol(len(images), diffusion.schedule.T))
         done = 0
-        for amount in measure(
-            Denoiser(case.unet, "fp32"), case.diffusion, case.images, tally, batch_size=BATCH, device=device
-        ):
+        for amount in measure(denoiser, diffusion, images, tally, batch_size=BATCH, device=device):
             done += amount
             if done >= case.terms:
                 return
@@ -88,29 +103,27 @@ def _ours(case: Case, device: torch.device) -> Callable[[], object]:
     return run
 
 
-def _plain_loop(case: Case, device: torch.device) -> Callable[[], object]:
+def _peer(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
     """What somebody would write with diffusers: a scheduler, a U-Net, and the formulas."""
     from diffusers import DDPMScheduler, UNet2DModel
 
-    config = _settings(case.unet.config)
-    unet = UNet2DModel.from_config(config)
-    unet.load_state_dict(case.unet.state_dict())
+    ours = case.unet(device)
+    unet = UNet2DModel.from_config(_settings(ours.config))
+    unet.load_state_dict(ours.state_dict())
     unet.to(device).eval()
     scheduler = DDPMScheduler()
     ab = scheduler.alphas_cumprod.to(device)
     betas = scheduler.betas.to(device)
-    n = min(BATCH, len(case.images))
-    x_0 = torch.from_numpy(case.images.take(np.arange(n))).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x_0 = torch.from_numpy(case.images().take(np.arange(BATCH))).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     @torch.no_grad()
     def run() -> float:
-        total = torch.zeros(n, device=device)
-        for step in range(-(-case.terms // n)):
-            t = torch.full((n,), 1 + step, device=device)
-            noise = torch.randn_like(x_0)
-            x_t = scheduler.add_noise(x_0, noise, t)
-            eps = unet(x_t, t).sample
-            i = 1 + step
+        total = torch.zeros(BATCH, device=device)
+        for i in range(1, 1 + case.terms // BATCH):
+            t = torch.full((BATCH,), i, device=device)
+            x_t = scheduler.add_noise(x_0, torch.randn_like(x_0), t)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                eps = unet(x_t, t).sample.float()
             x_0_hat = ((x_t - (1 - ab[i]).sqrt() * eps) / ab[i].sqrt()).clamp(-1, 1)
             c_0, c_t = ab[i - 1].sqrt() * betas[i] / (1 - ab[i]), (1 - betas[i]).sqrt() * (1 - ab[i - 1]) / (1 - ab[i])
             true_mean, mean = c_0 * x_0 + c_t * x_t, c_0 * x_0_hat + c_t * x_t

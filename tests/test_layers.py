@@ -26,6 +26,7 @@ LAYERS = {
     "config": 0,
     "presets": 0,
     "files": 0,
+    "memory": 0,
     "stage": 0,
     "diffusion": 1,
     "unet": 1,

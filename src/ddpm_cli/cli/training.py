@@ -16,6 +16,7 @@ from ..checkpoint import StoredModel, newest
 from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
+from ..memory import keep_freed_memory
 from ..pixels import COLOURS
 from ..plan import Plan, TrainOptions, check, plan
 from ..run import Progress, check_folder, run
@@ -40,6 +41,7 @@ class Job:
 
     def run(self, screen: Screen, *, dry_run: bool, as_json: bool) -> int:
         """Do it; returns the exit code: 0, or 128 + the signal that stopped it after a clean save."""
+        keep_freed_memory()
         device = choose_device(self.device)
         start = find_model(self.start, screen) if self.start else None
         check(self.options, start)
