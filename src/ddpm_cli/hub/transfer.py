@@ -73,50 +73,23 @@ def _download(name: RepoName, commit: str, file: RemoteFile, again: bool) -> Ite
     The thread is a daemon, so that an interrupt need not wait long for it, and ends when nobody listens any more.
 
     Raises:
-        HubError: as for `hub_errors`, and of what never ends: a file that grows beyond its size, and one that does not
-            grow, be it that the Hub is silent, trickles, or begins it again and again.
+        HubError: as for `hub_errors`, and of what never ends (`_Watch`).
     """
-    events: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+    events: _Events = queue.SimpleQueue()
     left = threading.Event()
-    moved = 0
-
-    class Bar(tqdm):
-        """What the client takes for a progress bar: of bytes written, and of bytes on their way to that."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> None:
-            if left.is_set():
-                raise InterruptedError
-            events.put(int(n or 0))
-
-        def update_transfer(self, n: float | None = 1) -> None:
-            nonlocal moved
-            moved += int(n or 0)
-            self.update(0)
-
-        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
-            pass
+    bar = _bar(events, left)
 
     def work() -> None:
         try:
             hf_hub_download(
-                name.repo,
-                file.path,
-                revision=commit,
-                library_name="ddpm",
-                force_download=again,
-                tqdm_class=Bar,
+                name.repo, file.path, revision=commit, library_name="ddpm", force_download=again, tqdm_class=bar
             )
         except Exception as error:
             events.put(error)
         else:
             events.put(None)
 
-    contents = contents_of(name)
-    done = most = others = 0
-    heard = time.monotonic()
+    watch = _Watch(name, file)
     thread = threading.Thread(target=work, daemon=True, name="ddpm-download")
     thread.start()
     try:
@@ -124,30 +97,88 @@ def _download(name: RepoName, commit: str, file: RemoteFile, again: bool) -> Ite
             if isinstance(event, Exception):
                 with hub_errors(name):
                     raise event
-            done += event
-            if done > file.size:
-                raise HubError(f"{name}: {file.path} does not end where it should, after {file.size:,} bytes")
-            if done + moved > most:
-                most, heard = done + moved, time.monotonic()
-            elif (there := _bytes_under_way(contents)) > others:  # of another process, which the client waits for
-                others, heard = there, time.monotonic()
-            elif time.monotonic() - heard > SILENT_SECONDS:
-                raise UnreachableError(
-                    f"{host()} sent nothing new of {file.path} of {name} for {SILENT_SECONDS:.0f} s; try again later"
-                )
-            if event:
-                yield event
+            watch.see(event)
+            if event.written:
+                yield event.written
     finally:
         left.set()
         thread.join(_FAREWELL_SECONDS)  # time to remove what it has of the file
 
 
-def _next(events: queue.SimpleQueue[int | Exception | None]) -> int | Exception | None:
-    """What comes next within a second; else 0."""
+@dataclass(frozen=True)
+class _Arrived:
+    """Bytes of a file that were written, and bytes on their way to that."""
+
+    written: int = 0
+    moved: int = 0
+
+
+_Events = queue.SimpleQueue[_Arrived | Exception | None]
+
+
+def _bar(events: _Events, left: threading.Event) -> type[tqdm]:
+    """What the client takes for a progress bar; it ends the download when nobody listens any more."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            self._tell(_Arrived(written=int(n or 0)))
+
+        def update_transfer(self, n: float | None = 1) -> None:
+            self._tell(_Arrived(moved=int(n or 0)))
+
+        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def _tell(self, arrived: _Arrived) -> None:
+            if left.is_set():
+                raise InterruptedError
+            events.put(arrived)
+
+    return Bar
+
+
+class _Watch:
+    """Notices a download that never ends: a file that grows beyond its size, and one that does not grow.
+
+    That may be because the Hub is silent, trickles, or begins it again and again.
+    """
+
+    def __init__(self, name: RepoName, file: RemoteFile) -> None:
+        self._name, self._file, self._contents = name, file, contents_of(name)
+        self._written = self._moved = self._most = self._others = 0
+        self._heard = time.monotonic()
+
+    def see(self, arrived: _Arrived) -> None:
+        """Take note of what has come, which may be nothing.
+
+        Raises:
+            HubError: it is too much.
+            UnreachableError: nothing new has come for long.
+        """
+        name, file = self._name, self._file
+        self._written += arrived.written
+        self._moved += arrived.moved
+        if self._written > file.size:
+            raise HubError(f"{name}: {file.path} does not end where it should, after {file.size:,} bytes")
+        if self._written + self._moved > self._most:
+            self._most, self._heard = self._written + self._moved, time.monotonic()
+        elif (there := _bytes_under_way(self._contents)) > self._others:  # of another process, for which this waits
+            self._others, self._heard = there, time.monotonic()
+        elif time.monotonic() - self._heard > SILENT_SECONDS:
+            raise UnreachableError(
+                f"{host()} sent nothing new of {file.path} of {name} for {SILENT_SECONDS:.0f} s; try again later"
+            )
+
+
+def _next(events: _Events) -> _Arrived | Exception | None:
+    """What comes next within a second; else nothing that has arrived."""
     try:
         return events.get(timeout=1)
     except queue.Empty:
-        return 0
+        return _Arrived()
 
 
 def _bytes_under_way(contents: Path) -> int:
