@@ -245,8 +245,8 @@ def test_a_file_of_another_measurement_or_of_none(
     config = tmp_path / "other heads" / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_head_dim": 4}))
     for change, what in {
-        ("--seed", "1"): "seed",
-        ("--terms", "3"): "--terms",
+        ("--seed", "1"): "--seed (0 there, 1 now)",
+        ("--terms", "3"): "--terms (all there, 3 now)",
         ("--limit", "4"): "the number of images",
         ("--no-clip",): "diffusion",
         ("-m", "builtin:digits"): "the model",

@@ -137,10 +137,27 @@ def _flat(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(where: str, there: dict[str, Any], now: dict[str, Any]) -> None:
-    names = {"n": "the number of images", "model": "the model", "images": "the images", "terms": "--terms"}
-    differing = [names.get(key, key) for key in now if there.get(key) != now[key]]
+    names = {
+        "n": "the number of images",
+        "T": "the number of steps",
+        "model": "the model's weights",
+        "network": "the network",
+        "images": "the images",
+        "diffusion": "the model's diffusion, or --no-clip",
+    }
+    digests = ("model", "images")
+    differing = []
+    for key in now:
+        if (before := there.get(key)) != now[key]:
+            scalar = not isinstance(now[key], dict) and key not in digests
+            values = f" ({_said(before)} there, {_said(now[key])} now)" if scalar else ""
+            differing.append(names.get(key, f"--{key}") + values)
     if differing:
         raise ArgumentError(
             f"{where} belongs to another measurement, of which these differ: {', '.join(differing)}; name another file "
             "with --resume, or delete it"
         )
+
+
+def _said(value: object) -> object:
+    return "all" if value is None else value
