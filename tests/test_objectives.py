@@ -155,6 +155,16 @@ def test_the_unweighted_error_of_mu_is_allowed_and_warned_about(ddpm: Ddpm, pict
     assert "warning" not in ddpm("train", pictures, *options, "--loss", "vlb", "-o", "other").stderr
 
 
+def test_fine_tuning_towards_another_prediction_is_allowed_and_warned_about(ddpm: Ddpm, pictures: Path) -> None:
+    options = ("--from", "builtin:digits", "--batch-size", "4", "--steps", "1", "--channels", "1", "--size", "8", *CPU)
+    same = ddpm("train", pictures, *options)
+    assert same.returncode == 0, same.stderr
+    assert "warning" not in same.stderr
+    other = ddpm("train", pictures, *options, "--predict", "v", "-o", "other")
+    assert other.returncode == 0, other.stderr
+    assert "warning: --predict v: builtin:digits was trained with eps, so most of what it knows is lost" in other.stderr
+
+
 def test_fewer_steps_than_a_variance_was_learned_for(ddpm: Ddpm, tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", DiffusionConfig(12, "linear", 0.01, 0.4, variance="learned"), "vlb")
     sample = ("sample", "-m", folder, "-n", "1", "-o", "a.png", *CPU)

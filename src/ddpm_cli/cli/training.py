@@ -50,6 +50,7 @@ class Job:
         check_folder(self.folder, what.config)
         price = estimate(what, device)
         self._announce(screen, images, what, price, str(device))
+        self._warn(screen, what, start)
         if dry_run:
             _print_json(_as_dict(what, price)) if as_json else None
             return 0
@@ -103,10 +104,20 @@ class Job:
             )
         rows.append(("output", str(self.folder.absolute())))
         screen.table(rows)
-        if d.predict == "mu" and config.train.loss != "vlb":
-            screen.warn("the paper found the unweighted error of mu unstable (Table 2); --loss vlb weights it")
         if n < batch:
             screen.say(f"fewer images than a batch has places ({batch}): each step shows images more than once")
+
+    def _warn(self, screen: Screen, what: Plan, start: StoredModel | None) -> None:
+        d = what.config.diffusion
+        if d.predict == "mu" and what.config.train.loss != "vlb":
+            screen.warn("the paper found the unweighted error of mu unstable (Table 2); --loss vlb weights it")
+        if start is not None:
+            for name in ("predict", "schedule", "timesteps"):
+                knows, asked = getattr(start.diffusion, name), getattr(d, name)
+                if knows != asked:
+                    screen.warn(
+                        f"--{name} {asked}: {start.source} was trained with {knows}, so most of what it knows is lost"
+                    )
 
     def _follow(self, screen: Screen, progress: Iterator[Progress], what: Plan) -> Progress:
         first = last = next(progress)
