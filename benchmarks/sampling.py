@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ddpm_cli.config import BUILTIN_DIGITS
-from ddpm_cli.generate import Sampling
 from ddpm_cli.model import Model, builtin_folder, load
+from ddpm_cli.sampling import Sampling
 
 from .measure import Table, in_turn
 

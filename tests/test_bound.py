@@ -29,7 +29,8 @@ from ddpm_cli.diffusion.process import (
     q_posterior_mean,
     q_sample,
 )
-from ddpm_cli.diffusion.schedule import Schedule, cosine, linear, uniform_steps
+from ddpm_cli.diffusion.schedule import Schedule, cosine, linear
+from ddpm_cli.diffusion.spacing import spaced_steps
 from ddpm_cli.pixels import to_float
 
 SEEDS = [0, 1, 20201123]
@@ -39,7 +40,7 @@ SCHEDULES = {
     "linear": PAPER,
     "cosine": cosine(),
     "short": SHORT,
-    "respaced": PAPER.respaced(uniform_steps(1000, 37)),
+    "respaced": PAPER.respaced(spaced_steps(linear(), 37)),
 }
 GREY = 128 / 127.5 - 1  # pixel 128, the nearest to 0 that there is
 CLIPPED = pytest.mark.parametrize("clip", [True, False], ids=["clipped", "free"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from torch import Tensor
 from ddpm_cli import rng
 from ddpm_cli.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Diffusion
-from ddpm_cli.diffusion.schedule import linear, uniform_steps
+from ddpm_cli.diffusion.schedule import linear
+from ddpm_cli.diffusion.spacing import spaced_steps
 from ddpm_cli.errors import ArgumentError
-from ddpm_cli.generate import Sampling, batches, chain, last, pixels_of
+from ddpm_cli.generate import batches, chain, last, pixels_of, visited
+from ddpm_cli.sampling import Sampling
 from models import random_unet, tiny
 
 CPU = torch.device("cpu")
@@ -29,6 +32,8 @@ SAMPLINGS = [
     Sampling(steps=7, seed=1),
     Sampling("ddim", steps=7, eta=0.5, seed=2),
     Sampling("ddim", seed=3),
+    Sampling("dpm++", steps=5, seed=4),
+    Sampling("langevin", steps=5, corrector_steps=2, snr=0.2, seed=5),
 ]
 
 
@@ -94,8 +99,8 @@ def test_seeds_make_different_images_and_x_T_has_nothing_to_do_with_the_settings
 def test_algorithm_2_with_the_noise_that_has_these_names(variance: str, steps: int) -> None:
     # x_T of image i is named (seed, "x_T", i), and the noise that is added on leaving the trained chain's step t
     # (seed, "z", i, t).
-    visited = [0, *uniform_steps(20, steps)]
     s = D.schedule
+    visited = [0, *spaced_steps(s, steps)]
     x = np.stack([rng.normal(SHAPE, 9, "x_T", i) for i in (3, 8)]).astype(np.float64)
     for before, t in reversed(list(pairwise(visited))):
         ab, ab_before = s.alpha_bar[t], s.alpha_bar[before]
@@ -128,10 +133,40 @@ def test_the_network_runs_without_gradients_and_the_caller_keeps_them() -> None:
 
 def test_steps_of_the_samplers() -> None:
     long = Diffusion(linear())
-    assert Sampling().timesteps(long) == list(range(1, 1001))
-    assert Sampling("ddim").timesteps(long) == uniform_steps(1000, 50)
-    assert Sampling("ddim").timesteps(D) == list(range(1, 21))
-    assert Sampling(steps=3).timesteps(long) == Sampling("ddim", steps=3).timesteps(long) == [1, 500, 1000]
+    assert visited(Sampling(), long) == list(range(1, 1001))
+    assert visited(Sampling("ddim"), long) == spaced_steps(linear(), 50)
+    assert visited(Sampling("ddim"), D) == list(range(1, 21))
+    assert visited(Sampling(steps=3), long) == visited(Sampling("ddim", steps=3), long) == [1, 500, 1000]
+    assert visited(Sampling("dpm++"), long) == spaced_steps(linear(), 20, "logsnr")
+    assert visited(Sampling("dpm++", steps=4, spacing="trailing"), long) == [250, 500, 750, 1000]
+    assert visited(Sampling("ddim", timesteps=(999, 750, 3)), long) == [3, 750, 999]
+
+
+def test_a_chain_that_begins_in_the_middle_visits_what_is_below() -> None:
+    long = Diffusion(linear())
+    assert visited(Sampling(), long, 300) == list(range(1, 301))
+    assert visited(Sampling(steps=3), long, 700) == [1, 500, 700]
+    assert visited(Sampling(steps=3), long, 500) == [1, 500]
+    assert visited(Sampling("ddim", timesteps=(999, 750, 3)), long, 800) == [3, 750, 800]
+    for start in (0, 1001, -1):
+        with pytest.raises(ArgumentError, match=f"--t is {start}; this model has steps 1 to 1000"):
+            visited(Sampling(), long, start)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "message"),
+    [
+        ((1001, 5), "--timesteps has 1001; this model has steps 1 to 1000"),
+        ((500, 0), "--timesteps has 0; this model has steps 1 to 1000"),
+        ((500, -3), "--timesteps has -3; this model has steps 1 to 1000"),
+        ((500, 500, 3), "--timesteps has 500 twice"),
+        ((500, 3, 7), "--timesteps has 3 before 7"),
+        ((), "--timesteps is empty"),
+    ],
+)
+def test_lists_of_steps_that_are_no_chain_are_refused(timesteps: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        visited(Sampling(timesteps=timesteps), Diffusion(linear()))
 
 
 def test_ddim_has_no_noise_unless_it_is_asked_for() -> None:
@@ -142,15 +177,24 @@ def test_ddim_has_no_noise_unless_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampler": "euler"}, "--sampler is 'euler'; it must be one of ddpm, ddim"),
+        ({"sampler": "euler"}, "--sampler is 'euler'; it must be one of ddpm, ddim, dpm.., langevin"),
         ({"eta": 0.0}, "--eta belongs to --sampler ddim"),
         ({"sampler": "ddpm", "eta": 0.5}, "--eta belongs to --sampler ddim"),
+        ({"spacing": "even"}, "--spacing is 'even'; it must be one of uniform, quad, trailing, logsnr"),
+        ({"sampler": "dpm++", "eta": 0.0}, "--eta belongs to --sampler ddim, and this is --sampler dpm"),
+        ({"sampler": "ddim", "snr": 0.1}, "--snr belongs to --sampler langevin"),
+        ({"corrector_steps": 2}, "--corrector-steps belongs to --sampler langevin"),
+        ({"sampler": "langevin", "corrector_steps": 0}, "--corrector-steps is 0; it must be at least 1"),
+        ({"sampler": "langevin", "snr": 0.0}, "--snr is 0.0; it must be above 0"),
+        ({"sampler": "langevin", "snr": math.nan}, "--snr is nan; it must be above 0"),
+        ({"steps": 3, "timesteps": (5, 3)}, "--timesteps names the steps; leave out --steps and --spacing"),
+        ({"spacing": "quad", "timesteps": (5, 3)}, "--timesteps names the steps; leave out --steps and --spacing"),
         ({"sampler": "ddim", "eta": -0.1}, "--eta is -0.1; it must be from 0 to 1"),
         ({"sampler": "ddim", "eta": 1.5}, "--eta is 1.5; it must be from 0 to 1"),
         ({"sampler": "ddim", "eta": math.nan}, "--eta is nan; it must be from 0 to 1"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], message: str) -> None:
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         Sampling(**settings)
 

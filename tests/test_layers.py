@@ -27,6 +27,7 @@ LAYERS = {
     "presets": 0,
     "files": 0,
     "memory": 0,
+    "sampling": 0,
     "stage": 0,
     "diffusion": 1,
     "unet": 1,
@@ -60,6 +61,7 @@ NEIGHBOURS = {
     "config": {"errors"},
     "presets": {"errors", "config"},
     "files": {"errors"},
+    "sampling": {"errors"},
     "hub": {"checkpoint"},
     "plan": {"run"},  # a plan is a run that is not yet one
     "cost": {"plan", "run"},

@@ -37,7 +37,8 @@ from ddpm_cli.diffusion.process import (
     x_0_from_score,
     x_0_from_v,
 )
-from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, linear, uniform_steps
+from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, linear
+from ddpm_cli.diffusion.spacing import spaced_steps
 
 SEEDS = [0, 1, 20201123]
 SIGMAS = 5  # a test of a statistic fails for one seed in two million
@@ -47,7 +48,7 @@ SCHEDULES = {
     "cosine": cosine(),
     "one step": linear(1),
     "two steps": linear(2, 0.1, 0.5),
-    "respaced": linear().respaced(uniform_steps(1000, 37)),
+    "respaced": linear().respaced(spaced_steps(linear(), 37)),
 }
 
 # Every function of (schedule, two images, t), by name.

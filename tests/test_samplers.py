@@ -6,18 +6,29 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ddpm_cli.config import FIXED_VARIANCES, PREDICTIONS
 from ddpm_cli.diffusion.process import Diffusion, p_theta
-from ddpm_cli.diffusion.samplers import Step, ancestral, ddim
-from ddpm_cli.diffusion.schedule import Schedule, cosine, linear
+from ddpm_cli.diffusion.samplers import (
+    JUMP,
+    Step,
+    ancestral,
+    ddim,
+    dpm_solver_pp,
+    langevin,
+    langevin_step,
+    repaint,
+    repaint_walk,
+)
+from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, linear
 
 SEEDS = [0, 1, 20201123]
 SIGMAS = 5  # a test of a statistic fails for one seed in two million
@@ -62,7 +73,7 @@ def moments(sampler: Sampler, d: Diffusion, denoiser: Network, start: tuple[floa
     x_T = torch.full((rows, 1, 1, 1), mean, dtype=torch.float64)
     x_T[1] += math.sqrt(variance)
 
-    def noise(step: int) -> Tensor:
+    def noise(step: int, draw: int = 0) -> Tensor:
         z = torch.zeros_like(x_T)
         z[row_of[step]] = 1
         return z
@@ -180,7 +191,7 @@ def test_samples_have_the_moments_that_were_propagated(sampler: Sampler, seed: i
     d, denoiser = Diffusion(SHORT, clip=False), best_for_gaussian(SHORT, mean, variance)
     source = torch.Generator().manual_seed(seed)
 
-    def noise(t: int = 0) -> Tensor:
+    def noise(t: int = 0, draw: int = 0) -> Tensor:
         return torch.randn(n, 1, 1, 1, generator=source)
 
     m, v = moments(sampler, d, denoiser, (0, 1))[-1]
@@ -210,9 +221,9 @@ class NoiseByStep:
     def __post_init__(self) -> None:
         self.asked: list[int] = []
 
-    def __call__(self, t: int) -> Tensor:
+    def __call__(self, t: int, draw: int = 0) -> Tensor:
         self.asked.append(t)
-        source = torch.Generator().manual_seed(1000 * self.seed + t)
+        source = torch.Generator().manual_seed(1000 * self.seed + t + 10**6 * draw)
         return torch.randn(self.like.shape, dtype=self.like.dtype, generator=source)
 
 
@@ -250,7 +261,7 @@ def test_a_chain_respaced_to_all_steps_changes_no_bit(variance: str, sampler: Sa
 
 
 def test_ddim_without_eta_asks_for_no_noise() -> None:
-    def refuse(t: int) -> Tensor:
+    def refuse(t: int, draw: int) -> Tensor:
         raise AssertionError(f"noise for step {t}")
 
     x_T = start(2, torch.float32)
@@ -312,6 +323,149 @@ def test_a_chain_goes_no_further_than_it_is_asked_to(sampler: Sampler) -> None:
     assert (x_T == before).all()
 
 
+# --- DPM-Solver++ -----------------------------------------------------------------------------------------------------
+
+
+def evenly_in_log_snr(steps: int) -> Schedule:
+    """A chain whose log SNR falls from 8 to -8 in equal steps."""
+    alpha_bar = 1 / (1 + np.exp(-np.linspace(8, -8, steps)))
+    return from_betas(1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]]))
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver_pp, 2)], ids=["ddim", "dpm++"])
+def test_the_error_shrinks_at_the_order_of_the_solver(sampler: Sampler, order: int) -> None:
+    # The probability-flow ODE of N(mean, variance) keeps what a number is in standard deviations from sqrt(ab) mean.
+    mean, variance, errors = 0.4, 0.3, []
+    for steps in (20, 40, 80, 160):
+        s = evenly_in_log_snr(steps)
+        deviation = np.sqrt(s.alpha_bar * variance + 1 - s.alpha_bar)
+        x_T = torch.tensor([[-1.0], [0.0], [2.0]], dtype=torch.float64)
+        z = (x_T - math.sqrt(s.alpha_bar[-1]) * mean) / deviation[-1]
+        *_, at_1, _end = sampler(
+            Diffusion(s, clip=False), best_for_gaussian(s, mean, variance), x_T, NoiseByStep(x_T, 0)
+        )
+        exact = math.sqrt(s.alpha_bar[1]) * mean + deviation[1] * z
+        errors.append(float((at_1.x_t - exact).abs().max()))
+    for coarse, fine in pairwise(errors):
+        assert coarse / fine == pytest.approx(2**order, rel=0.25)
+    assert errors[-1] < (2e-2 if order == 1 else 1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_first_and_the_last_step_of_dpm_solver_are_those_of_ddim(steps: int) -> None:
+    x_T = start(10)
+    d = Diffusion(PAPER).respaced([1000] if steps == 1 else [400, 1000])
+    for one, other in zip(
+        dpm_solver_pp(d, some_network, x_T, NoiseByStep(x_T, 0)),
+        ddim(d, some_network, x_T, NoiseByStep(x_T, 0)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.x_t, other.x_t, rtol=1e-9, atol=1e-9)
+
+
+# --- Langevin dynamics ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [1, 12, 20])
+@pytest.mark.parametrize("snr", [0.1, 0.5])
+def test_langevin_steps_lead_to_the_variance_of_q_but_for_their_length(snr: float, t: int) -> None:
+    # With score (ab^.5 mean - x) / V, a step makes (1 - delta / V)^2 v + 2 delta of a variance v. That leads from
+    # anywhere to V / (1 - delta / 2V), and the mean to that of q.
+    s, mean, variance = SHORT, 0.4, 0.3
+    d, denoiser = Diffusion(s, clip=False), best_for_gaussian(s, mean, variance)
+    V = s.alpha_bar[t] * variance + 1 - s.alpha_bar[t]
+    delta = 2 * snr**2 * (1 - s.alpha_bar[t])
+    # Rows: without noise, with a noise of 1 in the first of all steps, in the second, ...
+    steps = math.ceil(20 / -math.log(1 - delta / V))
+    x = torch.full((steps + 1, 1), 5.0, dtype=torch.float64)
+    for number in range(steps):
+        z = torch.zeros_like(x)
+        z[number + 1] = 1
+        x = langevin_step(d, denoiser, x, t, z, snr)
+    assert x[0].item() == pytest.approx(math.sqrt(s.alpha_bar[t]) * mean, abs=1e-6)
+    assert (x[1:] - x[0]).square().sum().item() == pytest.approx(V / (1 - delta / (2 * V)), rel=1e-6)
+
+
+def test_the_corrector_mends_what_too_few_steps_have_done() -> None:
+    s = PAPER.respaced([1, 250, 500, 750, 1000])
+    variance, n = 0.04, 100
+    d, denoiser = Diffusion(s, variance="fixed-small", clip=False), best_for_gaussian(s, 0, variance)
+
+    def error(sampler: Sampler) -> float:
+        source = torch.Generator().manual_seed(14)
+        x_T = torch.randn(n, 1, 20, 20, dtype=torch.float64, generator=source)
+        *_, at_250, _at_1, _at_0 = sampler(d, denoiser, x_T, lambda t, draw: torch.randn(x_T.shape, generator=source))
+        expected = s.alpha_bar[2] * variance + 1 - s.alpha_bar[2]
+        return abs(at_250.x_t.square().mean().item() / expected - 1)
+
+    assert error(partial(langevin, corrector_steps=5, snr=0.2)) < error(ancestral) / 5
+
+
+def test_langevin_goes_on_from_where_the_ancestral_step_has_come() -> None:
+    d, x_T = Diffusion(SHORT), start(15)
+    noise = NoiseByStep(x_T, 15)
+    first = next(langevin(d, some_network, x_T, NoiseByStep(x_T, 15), corrector_steps=2, snr=0.3))
+    expected = next(ancestral(d, some_network, x_T, noise)).x_t
+    for draw in (1, 2):
+        expected = langevin_step(d, some_network, expected, 19, noise(19, draw), 0.3)
+    assert (first.x_t == expected).all()
+    *_, last = langevin(d, some_network, x_T, noise)
+    assert (last.x_t - last.x_0_hat).abs().max() < 1e-12  # the last step is not followed by noise
+
+
+# --- RePaint ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("T", "rounds"), [(1, 3), (5, 4), (50, 1), (250, 10), (1000, 2)])
+def test_the_walk_of_repaint(T: int, rounds: int) -> None:
+    walk = [T, *repaint_walk(T, rounds)]
+    assert walk[-1] == 0
+    assert min(walk[:-1], default=1) >= 1
+    assert max(walk) == T
+    down = [(a, b) for a, b in pairwise(walk) if b < a]
+    up = [(a, b) for a, b in pairwise(walk) if b > a]
+    assert all(abs(a - b) == 1 for a, b in pairwise(walk))
+    assert len(down) == len(up) + T
+    jumps = len(range(1, T - JUMP + 1, JUMP))
+    assert len(up) == jumps * (rounds - 1) * JUMP
+
+
+def test_known_pixels_come_back_unchanged() -> None:
+    x_T, x_0 = start(16), start(17).clamp(-1, 1)
+    known = torch.zeros(1, 1, 4, 6, dtype=torch.float64)
+    known[..., :3] = 1
+    steps = list(repaint(Diffusion(SHORT, clip=False), some_network, x_T, NoiseByStep(x_T, 16), x_0, known, 3))
+    assert (steps[-1].x_t[..., :3] == x_0[..., :3]).all()
+    assert not (steps[-1].x_t[..., 3:] == x_0[..., 3:]).any()
+    assert [step.t for step in steps] == [t for before, t in pairwise([20, *repaint_walk(20, 3)]) if t < before]
+
+
+def test_unknown_pixels_come_to_agree_with_known_ones() -> None:
+    # Two pixels, jointly normal with correlation rho: if the left one is a, the right one is N(rho a, 1 - rho^2).
+    rho, a, n, s = 0.9, 1.5, 20_000, linear(100, 1e-3, 0.2)
+    covariance = torch.tensor([[1.0, rho], [rho, 1.0]], dtype=torch.float64)
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        ab = s.alpha_bar[int(t[0])]
+        marginal = ab * covariance + (1 - ab) * torch.eye(2, dtype=torch.float64)
+        return math.sqrt(1 - ab) * (x_t @ torch.linalg.inv(marginal))
+
+    source = torch.Generator().manual_seed(18)
+    x_T = torch.randn(n, 1, 1, 2, dtype=torch.float64, generator=source)
+    x_0, known = torch.full_like(x_T, a), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    d = Diffusion(s, variance="fixed-small", clip=False)
+
+    def right(rounds: int) -> Tensor:
+        noise = lambda t, draw: torch.randn(x_T.shape, dtype=x_T.dtype, generator=source)  # noqa: E731
+        *_, last = repaint(d, denoiser, x_T, noise, x_0, known, rounds)
+        return last.x_t[..., 1].flatten()
+
+    once, often = right(1), right(10)
+    assert often.mean().item() == pytest.approx(rho * a, abs=0.1)
+    assert abs(once.mean().item() - rho * a) > 3 * abs(often.mean().item() - rho * a)
+    assert often.var().item() == pytest.approx(1 - rho**2, rel=0.25)
+
+
 # --- diffusers --------------------------------------------------------------------------------------------------------
 
 THEIR_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -355,7 +509,7 @@ def test_ancestral_steps_are_those_of_diffusers(steps: list[int], predict: str, 
         return scheduler.step(output, t - 1, x_t, generator=source).prev_sample
 
     ours = ancestral(
-        d.respaced(list(steps)), some_network, x_T, lambda t: torch.randn(x_T.shape, generator=same_source)
+        d.respaced(list(steps)), some_network, x_T, lambda t, draw: torch.randn(x_T.shape, generator=same_source)
     )
     assert_steps_equal(ours, theirs, x_T, 100)
 
@@ -378,7 +532,9 @@ def test_ancestral_steps_with_a_learned_variance_are_those_of_diffusers(
         output = network(x_t, torch.full((2,), t))
         return scheduler.step(output, t - 1, x_t, generator=source).prev_sample
 
-    ours = ancestral(d.respaced(list(steps)), network, x_T, lambda t: torch.randn(x_T.shape, generator=same_source))
+    ours = ancestral(
+        d.respaced(list(steps)), network, x_T, lambda t, draw: torch.randn(x_T.shape, generator=same_source)
+    )
     assert_steps_equal(ours, theirs, x_T, 100)
 
 
@@ -416,5 +572,23 @@ def test_a_thousand_steps_end_where_those_of_diffusers_end(variance: str) -> Non
     x_t = x_T
     for t in range(1000, 0, -1):
         x_t = scheduler.step(some_network(x_t, torch.full((2,), t)), t - 1, x_t, generator=source).prev_sample
-    *_, last = ancestral(d, some_network, x_T, lambda t: torch.randn(x_T.shape, generator=same_source))
+    *_, last = ancestral(d, some_network, x_T, lambda t, draw: torch.randn(x_T.shape, generator=same_source))
     torch.testing.assert_close(last.x_t, x_t, rtol=0, atol=ATOL)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers makes arrays of tensors
+@pytest.mark.parametrize("predict", OF_DIFFUSERS)
+@pytest.mark.parametrize(
+    "steps", [[1, 12, 40, 66, 81, 100], list(range(5, 101, 5)), [50, 100]], ids=["uneven", "every 5th", "two"]
+)
+def test_dpm_solver_steps_are_those_of_diffusers(steps: list[int], predict: str) -> None:
+    d, x_T = Diffusion(linear(100, 1e-3, 0.1), predict, clip=False), start(19, torch.float32)
+    known = {name: value for name, value in settings(d).items() if name != "clip_sample"}
+    scheduler = DPMSolverMultistepScheduler(final_sigmas_type="zero", **known)
+    scheduler.set_timesteps(timesteps=[t - 1 for t in reversed(steps)])
+    x_t = x_T
+    ours = dpm_solver_pp(d.respaced(steps), some_network, x_T, NoiseByStep(x_T, 0))
+    for t, step in zip(reversed(steps), ours, strict=True):
+        x_t = scheduler.step(some_network(x_t, torch.full((2,), t)), t - 1, x_t).prev_sample
+        atol = ATOL * max(1.0, float(x_t.abs().max()))
+        torch.testing.assert_close(step.x_t, x_t, rtol=0, atol=atol, msg=lambda m, t=t: f"t = {t}: {m}")

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddpm_cli import sampling
 from ddpm_cli.config import DiffusionConfig
-from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, from_config, linear, uniform_steps
-from ddpm_cli.errors import ArgumentError, InputError
+from ddpm_cli.diffusion import spacing
+from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, from_config, linear
+from ddpm_cli.diffusion.spacing import spaced_steps
+from ddpm_cli.errors import ArgumentError
 
 SCHEDULES = {
     "linear": linear(),
@@ -19,7 +22,7 @@ SCHEDULES = {
     "cosine 4000": cosine(4000),
     "one step": linear(1),
     "two steps": linear(2),
-    "respaced": linear().respaced(uniform_steps(1000, 37)),
+    "respaced": linear().respaced(spaced_steps(linear(), 37)),
 }
 
 betas = st.lists(st.floats(1e-6, 0.999), min_size=1, max_size=60)
@@ -202,7 +205,7 @@ def test_respacing_refuses_steps_that_are_no_chain(steps: list[int]) -> None:
 @given(st.integers(1, 3000).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
 def test_uniform_steps_are_even_and_end_at_the_last(case: tuple[int, int]) -> None:
     T, count = case
-    steps = uniform_steps(T, count)
+    steps = spaced_steps(linear(T, 1e-4, 1e-3), count)
     assert len(steps) == count
     assert steps[-1] == T
     assert all(type(step) is int for step in steps)
@@ -214,28 +217,31 @@ def test_uniform_steps_are_even_and_end_at_the_last(case: tuple[int, int]) -> No
         assert linear(T).respaced(steps).timesteps.tolist() == [0, *steps]
 
 
-@pytest.mark.parametrize("T", range(1, 41))
-def test_uniform_steps_of_every_count(T: int) -> None:
-    assert uniform_steps(T, T) == list(range(1, T + 1))
-    for count in range(2, T + 1):
-        gaps = np.diff(uniform_steps(T, count))
-        assert gaps.min() >= 1
-        assert gaps.max() - gaps.min() <= 1
+@pytest.mark.parametrize("name", sampling.SPACINGS)
+@pytest.mark.parametrize("schedule", [linear(), cosine(200), linear(20, 0.01, 0.3), linear(1, 0.5)], ids=lambda s: s.T)
+def test_every_spacing_of_every_count_is_a_chain_of_so_many_steps(schedule: Schedule, name: str) -> None:
+    for count in range(1, schedule.T + 1):
+        steps = spaced_steps(schedule, count, name)
+        assert len(steps) == count
+        assert schedule.respaced(steps).timesteps.tolist() == [0, *steps]  # which refuses what does not ascend
+        assert steps[-1] == schedule.T
+    assert steps == list(range(1, schedule.T + 1))
+
+
+def test_spacings_are_what_their_names_say() -> None:
+    s = linear()
+    assert spaced_steps(s, 5, "trailing") == [200, 400, 600, 800, 1000]
+    roots = np.sqrt(spaced_steps(s, 20, "quad"))
+    np.testing.assert_allclose(np.diff(roots)[2:], (math.sqrt(1000) - 1) / 19, rtol=0.05)
+    logs = np.log(s.snr[spaced_steps(s, 20, "logsnr")])
+    np.testing.assert_allclose(np.diff(logs)[6:], (logs[-1] - logs[0]) / 19, rtol=0.05)
 
 
 @pytest.mark.parametrize("count", [0, -1, 11])
-def test_uniform_steps_refuse_a_count_that_is_not_there(count: int) -> None:
+def test_a_count_that_is_not_there_is_refused(count: int) -> None:
     with pytest.raises(ArgumentError, match=rf"--steps is {count}; this model has steps 1 to 10"):
-        uniform_steps(10, count)
+        spaced_steps(linear(10), count)
 
 
-@pytest.mark.parametrize(("timesteps", "beta_end"), [(1000, 0.5), (10_000, 0.05), (300, 0.999)])
-def test_a_schedule_that_leaves_nothing_to_undo_is_refused(timesteps: int, beta_end: float) -> None:
-    with pytest.raises(InputError, match=rf"{timesteps} steps up to beta_end {beta_end:g} leave alpha_bar_T"):
-        from_config(DiffusionConfig(timesteps=timesteps, beta_end=beta_end))
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_what_float32_undoes_at_the_end_of_the_longest_chain_is_finite(schedule: str) -> None:
-    s = from_config(DiffusionConfig(timesteps=10_000, schedule=schedule))
-    assert np.isfinite(np.float32(1e3 / np.sqrt(s.alpha_bar[-1])))
+def test_the_names_of_the_spacings_are_the_same_everywhere() -> None:
+    assert tuple(spacing.SPACINGS) == sampling.SPACINGS

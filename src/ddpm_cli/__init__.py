@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .diffusion.process import Diffusion
     from .diffusion.schedule import Schedule
     from .errors import DdpmError
-    from .generate import Sampling
     from .model import Model, load
+    from .sampling import Sampling
     from .unet import UNet
 
 _HOMES = {
@@ -27,7 +27,7 @@ _HOMES = {
     "DiffusionConfig": "config",
     "Images": "data",
     "Model": "model",
-    "Sampling": "generate",
+    "Sampling": "sampling",
     "Schedule": "diffusion.schedule",
     "TrainConfig": "config",
     "UNet": "unet",

@@ -7,62 +7,34 @@ is made with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from . import rng
 from .denoiser import Denoiser
 from .diffusion.process import Diffusion
-from .diffusion.samplers import Step, ancestral, ddim
-from .diffusion.schedule import uniform_steps
+from .diffusion.samplers import Noise, Step, ancestral, ddim, dpm_solver_pp, langevin
+from .diffusion.spacing import spaced_steps
 from .errors import ArgumentError
 from .pixels import Pixels, to_levels
+from .sampling import Sampling
 
-SAMPLERS = ("ddpm", "ddim")
+SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
+    "ddpm": ancestral,
+    "ddim": ddim,
+    "dpm++": dpm_solver_pp,
+    "langevin": langevin,
+}
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How images are made: the settings that, with a model, decide every pixel.
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where chains begin instead of at x_T: at x_t, (B, C, H, W), of the paper's step t."""
 
-    Args:
-        sampler: ``ddpm`` is Algorithm 2, ``ddim`` Song, Meng and Ermon 2020.
-        steps: how many of the T steps are visited, evenly spaced; None for all (``ddim``: 50).
-        eta: noise of ``ddim``, 0 none, 1 as much as Algorithm 2.
-        seed: names the noise.
-    """
-
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
-    steps: int | None = None
-    eta: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ArgumentError(f"--sampler is {self.sampler!r}; it must be one of {', '.join(SAMPLERS)}")
-        if self.eta is not None and self.sampler == "ddpm":
-            raise ArgumentError("--eta belongs to --sampler ddim; Algorithm 2 has its own sigma_t")
-        if self.eta is not None and not 0 <= self.eta <= 1:
-            raise ArgumentError(f"--eta is {self.eta}; it must be from 0 to 1")
-
-    def timesteps(self, d: Diffusion) -> list[int]:
-        """The steps of the chain that are visited, ascending.
-
-        Raises:
-            ArgumentError: more steps than the chain has, or none; or too few for a variance that is learned.
-        """
-        T = d.schedule.T
-        default = T if self.sampler == "ddpm" else min(50, T)
-        steps = default if self.steps is None else self.steps
-        if self.sampler == "ddpm" and d.variance == "learned" and steps < T:
-            raise ArgumentError(
-                f"--steps is {steps}, and this model has learned the variances of its {T} single steps; leave out "
-                "--steps, or use --sampler ddim"
-            )
-        return uniform_steps(T, steps)
+    t: int
+    x_t: torch.Tensor
 
 
 @torch.inference_mode()
@@ -73,18 +45,70 @@ def chain(
     shape: tuple[int, int, int],
     indices: Sequence[int],
     device: torch.device,
+    start: Start | None = None,
 ) -> Iterator[Step]:
-    """The reverse chain of the images ``indices``, each of ``shape`` (C, H, W), as one batch on ``device``."""
+    """The reverse chain of the images ``indices``, each of ``shape`` (C, H, W), as one batch on ``device``.
 
-    def noise(t: int) -> torch.Tensor:
-        return _normal(shape, sampling.seed, "z", [(i, t) for i in indices], device)
+    An index names the noise of a row, and may come more than once.
+    """
+    respaced = d.respaced(visited(sampling, d, start.t if start else None))
+    x_t = start.x_t.to(device) if start else normal(shape, sampling.seed, "x_T", [(i,) for i in indices], device)
+    noise = chain_noise(shape, sampling.seed, indices, device)
+    yield from SAMPLERS[sampling.sampler](respaced, denoiser, x_t, noise, **sampling.settings)
 
-    x_T = _normal(shape, sampling.seed, "x_T", [(i,) for i in indices], device)
-    respaced = d.respaced(sampling.timesteps(d))
-    if sampling.sampler == "ddpm":
-        yield from ancestral(respaced, denoiser, x_T, noise)
+
+def chain_noise(shape: tuple[int, int, int], seed: int, indices: Sequence[int], device: torch.device) -> Noise:
+    """The noise z of the chains of some images: each image's own, whatever else is made with it."""
+
+    def noise(t: int, draw: int) -> torch.Tensor:
+        return normal(shape, seed, "z", [(i, t, draw) if draw else (i, t) for i in indices], device)
+
+    return noise
+
+
+def normal(
+    shape: tuple[int, ...], seed: int, purpose: str, indices: list[tuple[int, ...]], device: torch.device
+) -> torch.Tensor:
+    """N(0, I) on a device, (B, *shape), row b drawn for ``indices[b]``."""
+    return torch.from_numpy(rng.normal_batch(shape, seed, purpose, indices)).to(device, non_blocking=True)
+
+
+def visited(sampling: Sampling, d: Diffusion, start: int | None = None) -> list[int]:
+    """The steps of the chain that are visited, ascending, up to ``start``, or all of them if that is None.
+
+    Raises:
+        ArgumentError: there are no such steps; or they are too far apart for a variance that is learned.
+    """
+    T = d.schedule.T
+    if start is not None and not 1 <= start <= T:
+        raise ArgumentError(f"--t is {start}; this model has steps 1 to {T}")
+    if sampling.timesteps is None:
+        default = min(sampling.traits.steps or T, T)
+        count = default if sampling.steps is None else sampling.steps
+        steps = spaced_steps(d.schedule, count, sampling.spacing or sampling.traits.spacing)
     else:
-        yield from ddim(respaced, denoiser, x_T, noise, sampling.eta or 0.0)
+        steps = _ascending(sampling.timesteps, T)
+    if start is not None:
+        steps = [*(t for t in steps if t < start), start]
+    if sampling.traits.ancestral and d.variance == "learned" and steps[-1] != len(steps):
+        raise ArgumentError(
+            f"this model has learned the variances of its {T} single steps, and {len(steps)} are asked for; leave out "
+            "--steps, or use --sampler ddim"
+        )
+    return steps
+
+
+def _ascending(timesteps: tuple[int, ...], T: int) -> list[int]:
+    if not timesteps:
+        raise ArgumentError("--timesteps is empty; name at least one")
+    for t, following in zip(timesteps, (*timesteps[1:], 0), strict=True):
+        if not 1 <= t <= T:
+            raise ArgumentError(f"--timesteps has {t}; this model has steps 1 to {T}")
+        if t == following:
+            raise ArgumentError(f"--timesteps has {t} twice")
+        if t < following:
+            raise ArgumentError(f"--timesteps has {t} before {following}; the chain goes down, so must they")
+    return list(timesteps[::-1])
 
 
 def batches(first: int, n: int, batch_size: int) -> Iterator[range]:
@@ -102,9 +126,3 @@ def pixels_of(x: torch.Tensor) -> Pixels:
 def last(steps: Iterator[Step]) -> Step:
     """The step at which a chain ends."""
     return deque(steps, maxlen=1).pop()  # without keeping those before it
-
-
-def _normal(
-    shape: tuple[int, ...], seed: int, purpose: str, indices: list[tuple[int, ...]], device: torch.device
-) -> torch.Tensor:
-    return torch.from_numpy(rng.normal_batch(shape, seed, purpose, indices)).to(device, non_blocking=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from .diffusion.samplers import Step
 from .distributed import ALONE, World
 from .errors import ArgumentError, InputError
 from .files import printable
-from .generate import Sampling
+from .generate import Start
 from .pixels import Pixels
+from .sampling import Sampling
 from .stage import Stage, later
 from .unet import build
 
@@ -97,23 +98,13 @@ class Model:
         eps: torch.Tensor = FROM_X_0["eps"](self.diffusion.schedule, x_0_hat, x_t, steps)
         return eps
 
-    def sample(
-        self,
-        n: int,
-        seed: int = 0,
-        *,
-        first: int = 0,
-        sampler: Literal["ddpm", "ddim"] = "ddpm",
-        steps: int | None = None,
-        eta: float | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> Pixels:
+    def sample(self, n: int, seed: int = 0, *, first: int = 0, batch_size: int = BATCH_SIZE, **settings: Any) -> Pixels:
         """The n images of a seed from number ``first`` on; Algorithm 2 over all T steps unless said otherwise.
 
         Args:
-            sampler: with ``steps`` and ``eta``, as in `Sampling`.
             batch_size: how many images at a time; in float32 the images do not depend on it, in bfloat16 by a level or
                 two of rounding.
+            settings: ``sampler``, ``steps``, ``eta``, ...: those of `Sampling`.
 
         Returns:
             (n, H, W, C) uint8.
@@ -123,16 +114,16 @@ class Model:
         """
         if n < 0 or first < 0 or batch_size < 1:
             raise ArgumentError(f"n is {n}, first {first}, batch_size {batch_size}; they must be at least 0, 0 and 1")
-        sampling = Sampling(sampler, steps, eta, seed)
+        sampling = Sampling(seed=seed, **settings)
         parts = [
             generate.pixels_of(generate.last(self.chain(sampling, indices)).x_t)
             for indices in generate.batches(first, n, batch_size)
         ]
         return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:], self.shape[0]), np.uint8)
 
-    def chain(self, sampling: Sampling, indices: range) -> Iterator[Step]:
-        """The reverse chain of some images, step by step."""
-        return generate.chain(self.denoiser, self.diffusion, sampling, self.shape, indices, self.device)
+    def chain(self, sampling: Sampling, indices: Sequence[int], start: Start | None = None) -> Iterator[Step]:
+        """The reverse chain of some images of a seed, step by step, from x_T or from another ``start``."""
+        return generate.chain(self.denoiser, self.diffusion, sampling, self.shape, indices, self.device, start)
 
     def bits_per_dim(
         self, images: Images | Pixels, *, terms: int | None = None, seed: int = 0, batch_size: int = BATCH_SIZE

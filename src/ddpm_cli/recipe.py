@@ -11,8 +11,8 @@ from typing import Any, Self
 from . import __version__
 from .errors import ArgumentError, InputError
 from .files import printable
-from .generate import Sampling
 from .pixels import decode_text, grid_shape
+from .sampling import Sampling
 
 TEXT_KEY = "ddpm sample"
 MAX_IMAGES = 10_000_000
@@ -26,6 +26,7 @@ class Recipe:
     Args:
         model: as the user named it; ``step``: the optimizer steps it had seen, where known.
         first: index of the first image of the seed; ``n``: how many images.
+        seed, sampler, ..., snr: those of `Sampling`.
         rows, columns, scale: of the sheet.
         precision: of the network's arithmetic.
     """
@@ -37,7 +38,11 @@ class Recipe:
     seed: int = 0
     sampler: str = "ddpm"
     steps: int | None = None
+    spacing: str | None = None
+    timesteps: tuple[int, ...] | None = None
     eta: float | None = None
+    corrector_steps: int | None = None
+    snr: float | None = None
     rows: int | None = None
     columns: int | None = None
     scale: int | None = None
@@ -59,7 +64,7 @@ class Recipe:
         Raises:
             ArgumentError: they do not go together.
         """
-        return Sampling(self.sampler, self.steps, self.eta, self.seed)  # type: ignore[arg-type]
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -97,14 +102,17 @@ class Recipe:
             data = json.loads(text)
         except ValueError as error:
             raise InputError(f"{where}: its settings are damaged") from error
-        types: dict[str, type] = {"model": str, "sampler": str, "precision": str, "eta": float}
         known = {field.name for field in fields(cls)}
         for name, value in data.items() if isinstance(data, dict) else [("settings", data)]:
-            expected = types.get(name, int)
-            if name not in known or not (value is None or (isinstance(value, expected) and value is not True)):
+            if name not in known or not (value is None or _is_of_type(value, name)):
                 raise InputError(f"{where}: its setting {printable(str(name))[:40]} cannot be understood")
+        settings: dict[str, Any] = {name: value for name, value in data.items() if value is not None}
+        if "timesteps" in settings:
+            settings["timesteps"] = tuple(settings["timesteps"])
         try:
-            return cls(**{name: value for name, value in data.items() if value is not None})
+            recipe = cls(**settings)
+            _ = recipe.sampling  # whether these go together
+            return recipe
         except ArgumentError as error:
             raise InputError(f"{where}: its settings make no sense: {error}") from error
 
@@ -114,7 +122,15 @@ class Recipe:
         What belonged to another sampler, another number of images or another model goes with it.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        follows = {"sampler": ("steps", "eta"), "n": ("rows", "columns"), "model": ("step",)}
+        of_sampler = ("steps", "spacing", "timesteps", "eta", "corrector_steps", "snr")
+        follows = {
+            "sampler": of_sampler,
+            "steps": ("timesteps",),
+            "spacing": ("timesteps",),
+            "timesteps": ("steps", "spacing"),
+            "n": ("rows", "columns"),
+            "model": ("step",),
+        }
         gone = {
             name: None
             for cause, names in follows.items()
@@ -122,3 +138,11 @@ class Recipe:
             if given.get(cause, getattr(self, cause)) != getattr(self, cause)
         }
         return replace(self, **{**gone, **given})
+
+
+def _is_of_type(value: object, name: str) -> bool:
+    """Whether a setting read from a file is of its field's type. JSON has no tuples."""
+    if name == "timesteps":
+        return isinstance(value, list) and all(type(t) is int for t in value)
+    strings, floats = ("model", "sampler", "spacing", "precision"), ("eta", "snr")
+    return type(value) is str if name in strings else type(value) is float if name in floats else type(value) is int

@@ -21,11 +21,12 @@ from .diffusion.process import Diffusion
 from .errors import ArgumentError, DiskError
 from .files import check_space, disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
+from .sampling import Sampling
 from .train import StepReport, Training, train
 
 SCHEMA = 1
 PREVIEWS = 16
-PREVIEW_SAMPLING = generate.Sampling(sampler="ddim", steps=None, seed=0)
+PREVIEW_SAMPLING = Sampling(sampler="ddim")
 
 
 @dataclass(frozen=True)

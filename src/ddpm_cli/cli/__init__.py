@@ -23,7 +23,7 @@ from ..errors import DdpmError, DiskError
 
 COMMANDS = {
     "train": "Train a model on your own images (Algorithm 1).",
-    "sample": "Make images from a model (Algorithm 2, or DDIM).",
+    "sample": "Make images from a model (Algorithm 2, and faster samplers).",
     "noise": "Add the forward process's noise to an image (Eq. 2 and 4).",
     "eval-bpd": "Measure a model in bits/dim on images (Eq. 5).",
     "info": "Say what a model is and where it came from.",

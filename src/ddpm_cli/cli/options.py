@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from ..errors import ArgumentError
 from ..files import disk_errors
+from ..sampling import SAMPLERS, SPACINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -125,6 +126,30 @@ def seed_option(command: F) -> F:
         show_default=True,
         help="Names all randomness: the same seed gives the same result.",
     )(command)
+
+
+def sampler_options(command: F) -> F:
+    """The settings of `sampling.Sampling` but for the seed; what is not given is None."""
+    samplers = "; ".join(f"{name}: {sampler.about}" for name, sampler in SAMPLERS.items())
+    steps = ", ".join(f"{name}: {sampler.steps or 'all T'}" for name, sampler in SAMPLERS.items())
+    options = (
+        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help=f"{samplers}.  [default: ddpm]"),
+        click.option("--steps", type=click.IntRange(1), help=f"Of the reverse chain.  [default: {steps}]"),
+        click.option(
+            "--spacing",
+            type=click.Choice(SPACINGS),
+            help="How they are spread over 1..T.  [default: uniform; dpm++: logsnr]",
+        ),
+        click.option("--timesteps", type=IntList(), help="Or which they are, descending: 1000,750,..."),
+        click.option(
+            "--eta", type=click.FloatRange(0, 1), help="Noise of ddim, 0 none, 1 as Algorithm 2.  [default: 0]"
+        ),
+        click.option("--corrector-steps", type=click.IntRange(1), help="Of langevin at each t.  [default: 1]"),
+        click.option("--snr", type=float, help="Signal to noise of these steps.  [default: 0.1]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def machine_options(command: F) -> F:

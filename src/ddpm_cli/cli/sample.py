@@ -15,6 +15,7 @@ from .options import (
     machine_options,
     model_option,
     put,
+    sampler_options,
     verbosity_options,
     write_stdout,
 )
@@ -23,7 +24,7 @@ EPILOG = """\b
 Examples:
   ddpm sample -n 64 -o grid.png                        one sheet
   ddpm sample -n 1000 -o samples/                      a file for each image
-  ddpm sample --sampler ddim --steps 50 -o quick.png   20 times faster
+  ddpm sample --sampler dpm++ -o quick.png             50 times faster
   ddpm sample -n 16 -o chain.gif                       watch the reverse process
   ddpm sample -n 5000 -o samples.npz                   raw uint8 (N, H, W, C)
   ddpm sample --like grid.png -o again.png             the same images once more
@@ -43,9 +44,7 @@ Examples:
     "(PNG on stdout).",
 )
 @click.option("--seed", type=click.IntRange(0), help="Image i of a seed is always the same.  [default: 0]")
-@click.option("--sampler", type=click.Choice(["ddpm", "ddim"]), help="ddpm is Algorithm 2.  [default: ddpm]")
-@click.option("--steps", type=click.IntRange(1), help="Of the reverse chain.  [default: all T; ddim: 50]")
-@click.option("--eta", type=click.FloatRange(0, 1), help="Noise of ddim, 0 none, 1 as Algorithm 2.  [default: 0]")
+@sampler_options
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
 @click.option(
     "--grid",
@@ -70,7 +69,7 @@ def command(
     verbosity: int,
     **options: Any,
 ) -> None:
-    """Make images with a model: Algorithm 2 over all T steps, or DDIM over a few.
+    """Make images with a model: Algorithm 2 over all T steps, or another sampler over a few.
 
     Image i of a seed does not depend on how many images are made, or, but for the rounding of bf16, on the batch
     size. PNGs carry their settings, and --like makes the same again from them.

@@ -42,7 +42,7 @@ def sample(
     if recipe.step is not None and recipe.step != step:
         screen.warn(f"the recipe is of step {recipe.step} of {model.source}, which is now at {step}")
     recipe = recipe.overridden({"model": model.source, "step": step, "precision": model.denoiser.precision})
-    recipe.sampling.timesteps(model.diffusion)  # refuses too many steps before anything is written
+    generate.visited(recipe.sampling, model.diffusion)  # refuses too many steps before anything is written
     yield from _results(model, recipe, output, batch_size, screen)
 
 
@@ -78,7 +78,7 @@ def _results(model: Model, recipe: Recipe, output: Path, batch_size: int, screen
                     yield file
         return
     suffix = ".png" if str(output) == "-" else output.suffix.lower()
-    visited = [0, *recipe.sampling.timesteps(model.diffusion)[:-1]]
+    visited = [0, *generate.visited(recipe.sampling, model.diffusion)[:-1]]
     shown = chain_frames(visited) if suffix in ANIMATIONS else [0]
     frames = _frames(_steps(model, recipe, batch_size, screen), shown)
     if loses_alpha(frames[-1], suffix):
@@ -94,7 +94,7 @@ def _results(model: Model, recipe: Recipe, output: Path, batch_size: int, screen
 def _steps(model: Model, recipe: Recipe, batch_size: int, screen: Screen) -> Iterator[BatchStep]:
     """All chains, one batch after the other, under one progress bar."""
     batches = list(generate.batches(recipe.first, recipe.n, batch_size))
-    total = len(batches) * len(recipe.sampling.timesteps(model.diffusion))
+    total = len(batches) * len(generate.visited(recipe.sampling, model.diffusion))
     steps = (
         BatchStep(indices, step.t, step.x_t) for indices in batches for step in model.chain(recipe.sampling, indices)
     )

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from .process import Diffusion, eps_from_x_0, p_mean, p_theta
+from .process import Diffusion, eps_from_x_0, p_mean, p_theta, q_sample, q_step, score_from_x_0
 
 if TYPE_CHECKING:
     from .process import Denoiser
 
-Noise = Callable[[int], torch.Tensor]
-"""z ~ N(0, I) of x_T's shape, for the step that leaves the trained chain's step t."""
+Noise = Callable[[int, int], torch.Tensor]
+"""z ~ N(0, I) of x_T's shape for the trained chain's step t: draw 0 in the step that leaves it, others besides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +41,18 @@ def ancestral(d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise)
     """Algorithm 2: x_{t-1} = mu_theta(x_t, t) + sigma_t z for t = T..1, without noise in the last step."""
     x_t = x_T
     for t in range(d.schedule.T, 0, -1):
-        p = p_theta(d, denoiser, x_t, t)
-        x_t = p_mean(d, p.x_0_hat, x_t, t)
-        if t > 1:
-            x_t = x_t + p.sigma2**0.5 * noise(int(d.schedule.timesteps[t]))
-        yield Step(int(d.schedule.timesteps[t - 1]), x_t, p.x_0_hat)
+        step = ancestral_step(d, denoiser, x_t, t, noise)
+        x_t = step.x_t
+        yield step
+
+
+def ancestral_step(d: Diffusion, denoiser: Denoiser, x_t: torch.Tensor, t: int, noise: Noise, draw: int = 0) -> Step:
+    """One step of Algorithm 2, from x_t to x_{t-1} ~ p_theta(x_{t-1} | x_t); its mean where that is x_0."""
+    p = p_theta(d, denoiser, x_t, t)
+    before = p_mean(d, p.x_0_hat, x_t, t)
+    if t > 1:
+        before = before + p.sigma2**0.5 * noise(_trained(d, t), draw)
+    return Step(_trained(d, t - 1), before, p.x_0_hat)
 
 
 def ddim(d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise, eta: float = 0.0) -> Iterator[Step]:
@@ -60,5 +68,119 @@ def ddim(d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise, eta:
         sigma2 = eta**2 * float(d.schedule.beta_tilde[t])
         x_t = math.sqrt(alpha_bar[t - 1]) * x_0_hat + math.sqrt(max(1 - alpha_bar[t - 1] - sigma2, 0.0)) * eps
         if sigma2 > 0:
-            x_t = x_t + math.sqrt(sigma2) * noise(int(d.schedule.timesteps[t]))
-        yield Step(int(d.schedule.timesteps[t - 1]), x_t, x_0_hat)
+            x_t = x_t + math.sqrt(sigma2) * noise(_trained(d, t), 0)
+        yield Step(_trained(d, t - 1), x_t, x_0_hat)
+
+
+def dpm_solver_pp(d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise) -> Iterator[Step]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): the probability-flow ODE to second order, without any noise.
+
+    With lambda_t = log(alpha_t / sigma_t), alpha_t = sqrt(alpha_bar_t) and sigma_t = sqrt(1 - alpha_bar_t), a step is
+    x_{t-1} = (sigma_{t-1} / sigma_t) x_t + alpha_{t-1} (1 - e^{-h}) D, h = lambda_{t-1} - lambda_t. D is x_0_hat,
+    extrapolated to the middle of the step by means of the one before. The first step knows of none, and the last,
+    where h is infinite, ends at x_0_hat: these two are DDIM's.
+    """
+    alpha, sigma = np.sqrt(d.schedule.alpha_bar), np.sqrt(1 - d.schedule.alpha_bar)
+    half_log_snr = np.log(d.schedule.snr) / 2
+    x_t, previous = x_T, None
+    for t in range(d.schedule.T, 0, -1):
+        x_0_hat = p_theta(d, denoiser, x_t, t).x_0_hat
+        D = x_0_hat
+        if previous is not None and t > 1:
+            r = (half_log_snr[t] - half_log_snr[t + 1]) / (half_log_snr[t - 1] - half_log_snr[t])
+            D = x_0_hat + (x_0_hat - previous) / float(2 * r)
+        shrink = float(sigma[t - 1] / sigma[t])
+        x_t = shrink * x_t + float(alpha[t - 1] - shrink * alpha[t]) * D
+        previous = x_0_hat
+        yield Step(_trained(d, t - 1), x_t, x_0_hat)
+
+
+def langevin(
+    d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise, corrector_steps: int = 1, snr: float = 0.1
+) -> Iterator[Step]:
+    """Algorithm 2 with steps of Langevin dynamics at each x_t, t >= 1, that it arrives at (section 3.2).
+
+    They lead x_t towards q(x_t), of whose log density the network knows the gradient: predictor and corrector (Song et
+    al. 2021, section 4.2).
+
+    Args:
+        corrector_steps: Langevin steps at each t, each of which asks the network once.
+        snr: how long they are (see `langevin_step`).
+    """
+    x_t = x_T
+    for t in range(d.schedule.T, 0, -1):
+        step = ancestral_step(d, denoiser, x_t, t, noise)
+        x_t = step.x_t
+        if t > 1:
+            for draw in range(1, corrector_steps + 1):
+                x_t = langevin_step(d, denoiser, x_t, t - 1, noise(_trained(d, t - 1), draw), snr)
+        yield replace(step, x_t=x_t)
+
+
+def langevin_step(
+    d: Diffusion, denoiser: Denoiser, x_t: torch.Tensor, t: int, z: torch.Tensor, snr: float
+) -> torch.Tensor:
+    """x_t + delta score + sqrt(2 delta) z with score = -eps_theta / sqrt(1 - alpha_bar_t); t >= 1.
+
+    delta = 2 snr^2 (1 - alpha_bar_t), annealed as in Song and Ermon 2019 (section 4.3): as |eps_theta| is about |z|,
+    the score moves x_t by the share ``snr`` of what the noise moves it, at every t.
+    """
+    score = score_from_x_0(d.schedule, p_theta(d, denoiser, x_t, t).x_0_hat, x_t, t)
+    delta = 2 * snr**2 * float(1 - d.schedule.alpha_bar[t])
+    return x_t + delta * score + math.sqrt(2 * delta) * z
+
+
+def repaint(
+    d: Diffusion,
+    denoiser: Denoiser,
+    x_T: torch.Tensor,
+    noise: Noise,
+    x_0: torch.Tensor,
+    known: torch.Tensor,
+    rounds: int = 10,
+) -> Iterator[Step]:
+    """RePaint (Lugmayr et al. 2022, algorithm 1): Algorithm 2 where the known pixels of x_0 are noised, not made.
+
+    At each x_t those pixels are drawn from q(x_t | x_0). So that the others come to agree with them, the chain goes
+    back and down again along `repaint_walk`.
+
+    Args:
+        x_0: the image, of which only the known pixels count.
+        known: 1 where x_0 is known, 0 where it is to be made; broadcast over x_0.
+        rounds: how often each stretch of the chain is gone down.
+
+    Yields:
+        a step each time that the chain goes down; the last one has the known pixels of x_0 as they are.
+    """
+    x_t, t = x_T, d.schedule.T
+    for draw, to in enumerate(repaint_walk(d.schedule.T, rounds)):
+        if to > t:
+            x_t = q_step(d.schedule, x_t, to, noise(_trained(d, to), 2 * draw + 1))
+        else:
+            step = ancestral_step(d, denoiser, x_t, t, noise, 2 * draw + 1)
+            there = x_0 if to == 0 else q_sample(d.schedule, x_0, to, noise(step.t, 2 * draw + 2))
+            x_t = known * there + (1 - known) * step.x_t
+            yield replace(step, x_t=x_t)
+        t = to
+
+
+JUMP = 10  # steps that `repaint` goes back at a time
+
+
+def repaint_walk(T: int, rounds: int) -> Iterator[int]:
+    """Where the chain of `repaint` goes from T: down to 0, and each stretch of 10 steps ``rounds`` times."""
+    left = dict.fromkeys(range(1, T - JUMP + 1, JUMP), rounds - 1)
+    t = T
+    while t > 0:
+        t -= 1
+        yield t
+        if left.get(t, 0) > 0:
+            left[t] -= 1
+            for _ in range(JUMP):
+                t += 1
+                yield t
+
+
+def _trained(d: Diffusion, t: int) -> int:
+    """The t of the trained chain."""
+    return int(d.schedule.timesteps[t])

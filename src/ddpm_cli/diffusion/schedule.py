@@ -164,16 +164,3 @@ def from_config(config: DiffusionConfig) -> Schedule:
             f"{schedule.alpha_bar[-1]:.3g}; it must be at least {LEAST_ALPHA_BAR:g}: use fewer steps, or smaller ones"
         )
     return schedule
-
-
-def uniform_steps(T: int, count: int) -> list[int]:
-    """``count`` of the steps 1..T, ascending, evenly spaced, T the last and (for count > 1) 1 the first.
-
-    Raises:
-        ArgumentError: count is not in 1..T.
-    """
-    if not 1 <= count <= T:
-        raise ArgumentError(f"--steps is {count}; this model has steps 1 to {T}")
-    if count == 1:
-        return [T]
-    return [int(t) for t in np.rint(np.linspace(1, T, count))]
