@@ -114,7 +114,7 @@ def test_several_steps_make_a_strip_and_share_their_noise(ddpm: Ddpm, tmp_path: 
     np.testing.assert_array_equal(strip[2:19, 27:50], np.asarray(opened(tmp_path / "a-t300.png")))
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
 def test_several_steps_make_an_animation(ddpm: Ddpm, tmp_path: Path, suffix: str) -> None:
     done = ddpm("noise", save(tmp_path / "a.png", picture("RGB")), "--t", "0,10,500,1000", "-o", f"b{suffix}")
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_several_steps_make_an_animation(ddpm: Ddpm, tmp_path: Path, suffix: str
 
 def test_a_gif_of_half_transparent_pixels_is_warned_about(ddpm: Ddpm, tmp_path: Path) -> None:
     source = save(tmp_path / "a.png", picture("RGBA"))
-    for suffix, warned in ((".gif", True), (".webp", False)):
+    for suffix, warned in ((".gif", True), (".webp", False), (".apng", False)):
         done = ddpm("noise", source, "--t", "0,10", "-o", f"b{suffix}")
         assert done.returncode == 0, done.stderr
         assert ("a GIF has no half-transparent pixels" in done.stderr) == warned

@@ -86,7 +86,7 @@ def test_a_single_image_is_written_as_it_is(ddpm: Ddpm, tiny_run: Path, expected
     np.testing.assert_array_equal(pixels(done.stdout), expected[0, :, :, 0])
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
 def test_an_animation_shows_the_chain(ddpm: Ddpm, tiny_run: Path, tmp_path: Path, suffix: str) -> None:
     done = ddpm("sample", "-m", tiny_run, "-n", "4", "-o", f"chain{suffix}", *FP32)
     assert done.returncode == 0, done.stderr
@@ -238,7 +238,7 @@ def test_interrupting_keeps_what_is_finished(tiny_run: Path, tmp_path: Path, ddp
     assert not list((tmp_path / "out").glob(".tmp*"))
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
 def test_frames_of_transparent_pictures_do_not_show_through(suffix: str) -> None:
     hole = np.zeros((3, 8, 8, 4), np.uint8)
     for frame, image in enumerate(hole):

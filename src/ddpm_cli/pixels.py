@@ -182,12 +182,18 @@ def to_image(pixels: npt.NDArray[Any]) -> Image.Image:
 
 def encode_png(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
     """A picture as the bytes of a PNG file, with ``text`` in its text chunks."""
-    info = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
-        info.add_itxt(key, value)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info, compress_level=3)  # noise packs no better at 6, and takes twice as long
+    # Noise packs no better at level 6, and takes twice as long.
+    image.save(buffer, "PNG", pnginfo=png_text(text or {}), compress_level=3)
     return buffer.getvalue()
+
+
+def png_text(text: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    """Text chunks for Pillow to write into a PNG."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        info.add_itxt(key, value)
+    return info
 
 
 def decode_text(path: Path) -> dict[str, str]:

@@ -72,7 +72,7 @@ def command(
 
     The result has the image's own size and mode, 16 bits included; an alpha channel is left as it is. IMG may be -
     for stdin, and the result then goes to stdout. Several steps make a strip, or an animation if the output is a
-    .gif or .webp; all share one noise, so that it grows in place.
+    .gif, .webp or .apng; all share one noise, so that it grows in place.
     """
     screen = Screen(verbosity)
     s = from_config(DiffusionConfig(timesteps=timesteps, schedule=schedule))
@@ -145,5 +145,5 @@ def _encode(images: npt.NDArray[np.generic], output: Path, text: dict[str, str])
     if len(images) == 1:
         return encode(images[0], suffix, text)
     if suffix in ANIMATIONS:
-        return encode_animation(list(images), suffix)
+        return encode_animation(list(images), suffix, text)
     return encode(grid(images, 1, len(images)), suffix, text)

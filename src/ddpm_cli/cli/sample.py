@@ -40,8 +40,8 @@ Examples:
     type=PathType(dash=True),
     default="grid.png",
     show_default=True,
-    help="A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif or .webp (the chain), or - "
-    "(PNG on stdout).",
+    help="A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif, .webp or .apng (the "
+    "chain), or - (PNG on stdout).",
 )
 @click.option("--seed", type=click.IntRange(0), help="Image i of a seed is always the same.  [default: 0]")
 @sampler_options

@@ -59,7 +59,7 @@ def _check(output: Path, recipe: Recipe, force: bool) -> None:
         if taken and not force:
             raise ArgumentError(f"{printable(taken)} exists already; name another folder, or use --force")
     elif output.suffix.lower() not in (".png", ".npy", ".npz", *ANIMATIONS):
-        raise ArgumentError(f"-o {printable(output)}: use .png, .npy, .npz, .gif, .webp, a folder, or - for stdout")
+        raise ArgumentError(f"-o {printable(output)}: use .png, .npy, .npz, .gif, .webp, .apng, a folder, or -")
     else:
         check_output(output, force=force)
 
