@@ -80,7 +80,7 @@ HOMES = {
     "filelock": {"checkpoint"},
     "rich": {"ui"},
     "click": {"cli"},
-    "PIL": {"pixels", "data", "ui.pictures", "ui.plot", "ui.sheet"},
+    "PIL": {"pixels", "data", "ui.pictures", "ui.plot", "ui.preview", "ui.sheet"},
     "importlib.import_module": {"", "cli"},  # what it imports cannot be seen here
 }
 
@@ -347,7 +347,7 @@ WRONG = {
     "PIL in another file of a package": (
         "ui/console.py",
         "from PIL import Image",
-        "(data, pixels, ui.pictures, ui.plot, ui.sheet)",
+        "(data, pixels, ui.pictures, ui.plot, ui.preview, ui.sheet)",
     ),
     "safetensors lazily": ("train.py", "def f():\n    import safetensors.torch as st", "outside its home (checkpoint)"),
     "the Hub": ("checkpoint/store.py", "import huggingface_hub", "outside its home (hub)"),

@@ -1,15 +1,16 @@
-"""Messages, warnings and progress, on stderr. rich is imported only once something is drawn on a terminal."""
+"""Messages, warnings, progress and pictures, on stderr. rich is imported only once something is drawn on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..files import printable
 from ..stage import Stage
@@ -17,10 +18,25 @@ from ..stage import Stage
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..pixels import Pixels
+
 Item = TypeVar("Item")
 T = TypeVar("T")
 
 PLAIN_LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Course(Generic[Item]):
+    """What is shown of items as they pass; see `Screen.progress`."""
+
+    total: int
+    label: str
+    start: int
+    amount: Callable[[Item], int]
+    note: Callable[[Item], str | None]
+    in_bytes: bool
+    picture: Callable[[Item], Pixels | None] | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,7 @@ class Screen:
         amount: Callable[[Item], int] = lambda item: 1,
         note: Callable[[Item], str | None] = lambda item: None,
         in_bytes: bool = False,
+        picture: Callable[[Item], Pixels | None] | None = None,
     ) -> Iterator[Item]:
         """Pass items on while showing how far they are: a bar on a terminal, a plain line now and then elsewhere.
 
@@ -66,13 +83,30 @@ class Screen:
             total: what ``amount`` of all items adds up to, from ``start`` on.
             note: what to show of an item beside the bar; None keeps what was shown last.
             in_bytes: whether amounts are bytes, and shown as such.
+            picture: what an item looks like, (H, W, C) uint8; None keeps the picture before it. It is asked a few times
+                a second, and only where there is a terminal to draw on; where there is none, a line says so.
         """
+        course = _Course(total, label, start, amount, note, in_bytes, picture)
         if self.verbosity < 0:
             yield from items
-        elif sys.stderr.isatty():
-            yield from _bar(items, total, label, start, amount, note, in_bytes)
+        elif fixed := _why_lines_stay():
+            if picture is not None:
+                self.say(f"no preview is drawn: {fixed}")
+            yield from _lines(items, course)
         else:
-            yield from _lines(items, total, label, start, amount, note, in_bytes)
+            yield from _bar(items, course)
+
+    def picture(self, pixels: Pixels) -> None:
+        """Draw a picture (H, W, C) uint8, unless quiet; where there is no terminal to draw it on, say so."""
+        if self.verbosity < 0:
+            return
+        if not sys.stderr.isatty():
+            self.say("no preview is drawn: stderr is no terminal")
+            return
+        from .preview import Preview
+
+        with contextlib.suppress(OSError, ValueError):
+            _console().print(Preview(pixels))
 
 
 def shown(stage: Stage[T], screen: Screen) -> T:
@@ -155,34 +189,40 @@ def _console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def _bar(
-    items: Iterable[Item],
-    total: int,
-    label: str,
-    start: int,
-    amount: Callable[[Item], int],
-    note: Callable[[Item], str | None],
-    in_bytes: bool,
-) -> Iterator[Item]:
+def _why_lines_stay() -> str | None:
+    """Why what was written to stderr cannot be drawn over; None if it can."""
+    if not sys.stderr.isatty():
+        return "stderr is no terminal"
+    kind = os.environ.get("TERM", "")
+    return f"TERM={kind} is a terminal that cannot go back" if kind.lower() in ("dumb", "unknown") else None
+
+
+def _bar(items: Iterable[Item], course: _Course[Item]) -> Iterator[Item]:
     from rich import progress as rich
 
     columns = (
         rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
-        rich.DownloadColumn(binary_units=True) if in_bytes else rich.MofNCompleteColumn(),
+        rich.DownloadColumn(binary_units=True) if course.in_bytes else rich.MofNCompleteColumn(),
         rich.TextColumn("{task.fields[note]}", markup=False),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(compact=True),
     )
-    bar = rich.Progress(*columns, console=_console(), transient=True)
-    task = bar.add_task(printable(label), total=total, completed=start, note="")
+    if course.picture is None:
+        bar = rich.Progress(*columns, console=_console(), transient=True)
+    else:
+        from .preview import PictureProgress
+
+        bar = pictured = PictureProgress(*columns, console=_console())
+        items = pictured.watched(items, course.picture)
+    task = bar.add_task(printable(course.label), total=course.total, completed=course.start, note="")
     with contextlib.suppress(OSError):
         bar.start()
     try:
         for item in items:
-            shown = note(item)
+            shown = course.note(item)
             with contextlib.suppress(OSError):
-                bar.update(task, advance=amount(item))
+                bar.update(task, advance=course.amount(item))
                 if shown is not None:
                     bar.update(task, note=shown)
             yield item
@@ -191,24 +231,16 @@ def _bar(
             bar.stop()
 
 
-def _lines(
-    items: Iterable[Item],
-    total: int,
-    label: str,
-    start: int,
-    amount: Callable[[Item], int],
-    note: Callable[[Item], str | None],
-    in_bytes: bool,
-) -> Iterator[Item]:
-    done, shown = start, ""
+def _lines(items: Iterable[Item], course: _Course[Item]) -> Iterator[Item]:
+    total, start, done, shown = course.total, course.start, course.start, ""
     began = last = time.monotonic()
     for item in items:
-        done += amount(item)
-        shown = note(item) or shown
+        done += course.amount(item)
+        shown = course.note(item) or shown
         now = time.monotonic()
         if now - last >= PLAIN_LINE_SECONDS:
             last = now
             left = (now - began) * (total - done) / max(done - start, 1)
-            far = f"{size(done)} of {size(total)}" if in_bytes else f"{done}/{total}"
-            _write(f"{label}: {far}{', ' + shown if shown else ''}, {duration(left)} left")
+            far = f"{size(done)} of {size(total)}" if course.in_bytes else f"{done}/{total}"
+            _write(f"{course.label}: {far}{', ' + shown if shown else ''}, {duration(left)} left")
         yield item
