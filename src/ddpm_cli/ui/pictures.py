@@ -80,9 +80,9 @@ def chain_frames(visited: Sequence[int], count: int = 60) -> list[int]:
     """Which of the ascending t that a reverse chain visits to show: about ``count``, descending to the first.
 
     They are evenly spaced in the logarithm of t + T/25. At large t noise turns into other noise, and a few frames are
-    enough; the image comes out of it between 0.3 T and 0.05 T, where two fifths of the frames are. Spaced in log t
-    itself, half of them would go to the last 5 % of the chain, where a frame differs from the next by less than a
-    person sees.
+    enough. The image comes out of it between 0.3 T (the 8x8 digits) or 0.5 T (32x32 in colour) and 0.05 T, where about
+    half of the frames are. Spaced in log t itself, half of them would go to the last 5 % of the chain, where a frame
+    differs from the next by less than a person sees.
     """
     places = (np.geomspace(26, 1, count) - 1) / 25 * (len(visited) - 1)
     return [visited[place] for place in sorted({round(p) for p in places}, reverse=True)]
