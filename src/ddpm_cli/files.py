@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import ArgumentError, DiskError, InputError
@@ -70,6 +72,18 @@ def check_output(path: Path, *, force: bool) -> None:
             raise DiskError(f"cannot write {name}: {_REASONS[errno.EROFS if read_only else errno.EACCES]}")
 
 
+def check_distinct(paths: Iterable[Path]) -> None:
+    """Refuse outputs of which two would be the same file.
+
+    Raises:
+        ArgumentError: names the first that comes twice.
+    """
+    whole = [path.absolute() for path in paths]
+    for path in whole:
+        if whole.count(path) > 1:
+            raise ArgumentError(f"{printable(path)} is named twice; each output needs a file of its own")
+
+
 def check_space(folder: Path, need: int, *, what: str, advice: str) -> None:
     """Refuse to begin what will not fit on the disk.
 
@@ -103,6 +117,15 @@ def write_file(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table to ``path`` as `write_file` does; what is not a number (NaN) is left empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if value != value else value for value in row] for row in rows])  # NaN is not known
+    write_file(path, text.getvalue().encode())
 
 
 def require_file(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -15,9 +13,8 @@ import numpy as np
 from .. import pause
 from ..data import Images
 from ..distributed import World, joined, local_device
-from ..errors import ArgumentError
 from ..evaluate import Bound, Protocol, Tally, prior
-from ..files import check_output, printable, write_file
+from ..files import check_distinct, check_output, printable, write_csv, write_file
 from ..model import Model
 from ..pixels import encode_png
 from ..ui.console import Screen, as_json, plural
@@ -125,10 +122,7 @@ def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement
 
 
 def _check_outputs(options: MeasureOptions) -> None:
-    paths = [path.absolute() for path in (*options.outputs, options.resume) if path]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise ArgumentError(f"{printable(path)} is named twice; each output needs a file of its own")
+    check_distinct(path for path in (*options.outputs, options.resume) if path)
     for path in options.outputs:
         check_output(path, force=options.force)
 
@@ -186,24 +180,16 @@ def _write(bound: Bound, images: Images, options: MeasureOptions) -> None:
         rows: Iterable[Iterable[object]] = (
             (rank, index, names[index], bound.per_image[index]) for rank, index in enumerate(order.tolist(), 1)
         )
-        _write_csv(options.per_image, ("rank", "image", "name", "bits_per_dim"), rows)
+        write_csv(options.per_image, ("rank", "image", "name", "bits_per_dim"), rows)
     if options.per_t:
         rows = zip(steps, bound.terms, bound.rmse, bound.mean_rmse, strict=True)
-        _write_csv(options.per_t, ("t", "bits_per_dim", "rmse", "mean_rmse"), rows)
+        write_csv(options.per_t, ("t", "bits_per_dim", "rmse", "mean_rmse"), rows)
     if options.rd:
         rows = zip((T - t + 1 for t in steps), steps, bound.rates, bound.rmse, bound.mean_rmse, strict=True)
         columns = ("reverse_steps", "t", "rate_bits_per_dim", "rmse", "mean_rmse")
-        _write_csv(options.rd, columns, sorted(rows, reverse=True))
+        write_csv(options.rd, columns, sorted(rows, reverse=True))
     if options.plot:
         write_file(options.plot, encode_png(draw(_figure_5(bound))))
-
-
-def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([["" if value != value else value for value in row] for row in rows])  # NaN is not known
-    write_file(path, text.getvalue().encode())
 
 
 def _figure_5(bound: Bound) -> tuple[Panel, ...]:
