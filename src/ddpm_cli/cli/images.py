@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..data import Images, Survey, auto_channels, auto_size, find_source, pack, scan
+from ..data import Images, Source, Survey, auto_channels, auto_size, find_source, pack, scan
 from ..errors import InputError
 from ..files import printable
 from ..pixels import COLOURS
@@ -16,20 +16,40 @@ def open_images(
     size: tuple[int, int] | None,
     channels: int | None,
     limit: int,
-    must_fit: bool = False,
+    must_fit: str = "",
 ) -> Images:
     """The images of a source, packed; says what was found, skipped and changed.
 
     Args:
         size: (height, width); None chooses, at most ``limit`` a side.
         channels: 1, 3 or 4; None chooses.
-        must_fit: refuse images of another size or number of channels than is given, instead of changing them.
+        must_fit: whose size and channels these are, "the model's": then images of others are refused, not changed.
     """
     source = find_source(name)
     survey = shown(scan(source), screen)
     if must_fit and size and channels:
-        _check_fit(name, survey, size, channels)
-    images = shown(pack(source, survey, size or auto_size(survey, limit), channels or auto_channels(survey)), screen)
+        _check_fit(name, survey, size, channels, must_fit)
+    return _packed(name, source, survey, size or auto_size(survey, limit), channels or auto_channels(survey), screen)
+
+
+def open_at_their_size(name: str, screen: Screen) -> Images:
+    """The images of a source, packed as they are: at the one size that all of them have, in the channels that suit.
+
+    Raises:
+        InputError: they are of several sizes.
+    """
+    source = find_source(name)
+    survey = shown(scan(source), screen)
+    if not survey.same_size:
+        raise InputError(
+            f"{printable(name)}: the images are {_sizes(survey)}; they decide what the others are compared at, so they "
+            "must be of one size"
+        )
+    return _packed(name, source, survey, (survey.height.low, survey.width.low), auto_channels(survey), screen)
+
+
+def _packed(name: str, source: Source, survey: Survey, size: tuple[int, int], channels: int, screen: Screen) -> Images:
+    images = shown(pack(source, survey, size, channels), screen)
     screen.say(_account(name, survey, len(images)))
     for skip in images.skipped:
         screen.warn(str(skip))
@@ -38,12 +58,12 @@ def open_images(
     return images
 
 
-def _check_fit(name: str, survey: Survey, size: tuple[int, int], channels: int) -> None:
+def _check_fit(name: str, survey: Survey, size: tuple[int, int], channels: int, whose: str) -> None:
     has_size = survey.same_size and (survey.height.low, survey.width.low) == size
     if has_size and auto_channels(survey) == channels:
         return
     raise InputError(
-        f"{printable(name)}: the images are {_sizes(survey)}, {COLOURS[auto_channels(survey)]}, and the model's "
+        f"{printable(name)}: the images are {_sizes(survey)}, {COLOURS[auto_channels(survey)]}, and {whose} "
         f"{size[0]}x{size[1]}, {COLOURS[channels]}; --resize scales, crops and converts them, which changes the result"
     )
 

@@ -108,9 +108,8 @@ def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement
     if options.no_clip:
         model = replace(model, diffusion=model.diffusion.unclipped)
     channels, *size = model.shape
-    images = open_images(
-        source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=not options.resize
-    )
+    must_fit = "" if options.resize else "the model's"
+    images = open_images(source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=must_fit)
     n = min(options.limit or len(images), len(images))
     protocol = Protocol(n, model.diffusion.schedule.T, options.terms or None, options.seed)
     with joined() as world:
