@@ -41,6 +41,7 @@ LAYERS = {
     "convert": 3,
     "generate": 3,
     "evaluate": 3,
+    "neighbors": 3,
     "train": 3,
     "model": 4,
     "run": 4,
@@ -80,7 +81,7 @@ HOMES = {
     "filelock": {"checkpoint"},
     "rich": {"ui"},
     "click": {"cli"},
-    "PIL": {"pixels", "data", "ui.pictures", "ui.plot", "ui.preview", "ui.sheet"},
+    "PIL": {"pixels", "data", "ui.captions", "ui.pictures", "ui.plot", "ui.preview", "ui.sheet"},
     "importlib.import_module": {"", "cli"},  # what it imports cannot be seen here
 }
 
@@ -95,6 +96,7 @@ WITHOUT_TORCH = {
     "rng",
     "diffusion.schedule",
     "data",
+    "neighbors",
     "ui",
     "cli",
 }
@@ -347,7 +349,7 @@ WRONG = {
     "PIL in another file of a package": (
         "ui/console.py",
         "from PIL import Image",
-        "(data, pixels, ui.pictures, ui.plot, ui.preview, ui.sheet)",
+        "(data, pixels, ui.captions, ui.pictures, ui.plot, ui.preview, ui.sheet)",
     ),
     "safetensors lazily": ("train.py", "def f():\n    import safetensors.torch as st", "outside its home (checkpoint)"),
     "the Hub": ("checkpoint/store.py", "import huggingface_hub", "outside its home (hub)"),

@@ -26,6 +26,7 @@ COMMANDS = {
     "sample": "Make images from a model (Algorithm 2, and faster samplers).",
     "noise": "Add the forward process's noise to an image (Eq. 2 and 4).",
     "eval-bpd": "Measure a model in bits/dim on images (Eq. 5).",
+    "neighbors": "Show samples beside the training images nearest to them.",
     "info": "Say what a model is and where it came from.",
     "pull": "Fetch a model from the Hub.",
     "push": "Publish a model on the Hub.",

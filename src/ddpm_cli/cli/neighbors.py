@@ -1,0 +1,61 @@
+"""``ddpm neighbors``: the training images nearest to samples. Does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    Command,
+    NameType,
+    PathType,
+    force_option,
+    put,
+    put_text,
+    seed_option,
+    verbosity_options,
+)
+
+EPILOG = """\b
+Examples:
+  ddpm neighbors samples.npz ./images                        neighbors.png, and whether samples are too near
+  ddpm neighbors samples/ ./images --held-out ./held-out     compared with images that were not trained on
+  ddpm neighbors samples/ ./images -n 8 -k 6 -o sheet.png    8 samples, 6 neighbours of each
+  ddpm neighbors samples.npz ./images --csv neighbors.csv    the neighbours of all samples
+"""
+
+
+@click.command("neighbors", cls=Command, epilog=EPILOG)
+@click.argument("samples", metavar="SAMPLES", type=NameType())
+@click.argument("images", metavar="IMAGES", type=NameType())
+@click.option("--held-out", type=NameType(), metavar="IMAGES2", help="Images like IMAGES that were not trained on.")
+@click.option("-n", "n", type=click.IntRange(1), default=16, show_default=True, help="Samples on the sheet.")
+@click.option("-k", "k", type=click.IntRange(1), default=4, show_default=True, help="Neighbours of each sample.")
+@click.option("-o", "--output", type=PathType(), default="neighbors.png", show_default=True, help="The sheet, a .png.")
+@click.option(
+    "--scale", type=click.IntRange(1, 64), help="Enlarge pixels on the sheet.  [default: tiles of 64 or more]"
+)
+@click.option("--csv", type=PathType(), metavar="FILE.csv", help="The neighbours of all samples, with their distances.")
+@click.option("--resize", is_flag=True, help="Scale and crop images of another size than SAMPLES', as train does.")
+@click.option(
+    "--json", "as_json", envvar="DDPM_NEIGHBORS_JSON", is_flag=True, help="One JSON object on stdout, not the path."
+)
+@seed_option
+@force_option
+@verbosity_options
+def command(samples: str, images: str, output: Path, as_json: bool, verbosity: int, **options: Any) -> None:
+    """Show SAMPLES beside their nearest training images, IMAGES, and say whether they are suspiciously near.
+
+    The distance is the root mean squared difference of pixels, on the scale 0..255. The first -n samples are shown; all
+    of them are compared. A model that has memorised makes samples that are nearer to IMAGES than --held-out images are,
+    or, without these, than IMAGES are to each other.
+    """
+    from ..ui.console import Screen, log_to
+    from .neighboring import NeighborOptions, find_neighbors
+
+    screen = Screen(verbosity)
+    log_to(screen)
+    report = find_neighbors(samples, images, NeighborOptions(output=output, **options), screen)
+    put_text(report.to_json()) if as_json else put(output)
