@@ -149,10 +149,8 @@ def squared_distances(x: Pixels, y: Pixels) -> Int64:
     total = np.zeros((len(x), len(y)), np.int64)
     for start in range(0, x.shape[1], EXACT):
         a, b = (values[:, start : start + EXACT].astype(np.float32) - np.float32(128) for values in (x, y))
-        product = a @ b.T
-        norms = (np.einsum("ij,ij->i", values, values, dtype=np.float64) for values in (a, b))
-        norm_a, norm_b = (norm.astype(np.int64) for norm in norms)
-        total += norm_a[:, None] + norm_b - 2 * product.astype(np.int64)
+        norm_a, norm_b = (np.einsum("ij,ij->i", values, values).astype(np.int64) for values in (a, b))
+        total += norm_a[:, None] + norm_b - 2 * (a @ b.T).astype(np.int64)
     return total
 
 
