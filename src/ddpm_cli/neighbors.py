@@ -143,7 +143,7 @@ def _merged(indices: Int64, squared: Int64, distances: Int64, first: int) -> tup
 def squared_distances(x: Pixels, y: Pixels) -> Int64:
     """Sums of squared differences of all pairs of images (n, H, W, C) and (m, H, W, C), uint8: int64 (n, m), exact.
 
-    |x - y|^2 = |x|^2 + |y|^2 - 2 x.y, by matrix products in float32 of so few dimensions each that none is rounded.
+    (x - y)^2 = x^2 + y^2 - 2 x y, by matrix products in float32 of so few dimensions each that none is rounded.
     """
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     total = np.zeros((len(x), len(y)), np.int64)
