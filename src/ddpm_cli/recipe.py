@@ -83,9 +83,14 @@ class Recipe:
         """The recipe of one image of these."""
         return replace(self, first=index, n=1, rows=None, columns=None, scale=None)
 
-    def to_text(self) -> dict[str, str]:
-        """The PNG's text chunks."""
-        return {TEXT_KEY: json.dumps(asdict(self)), "Software": f"ddpm {__version__}"}
+    def name(self, place: int) -> str:
+        """The file's name, without a suffix, of one image of these."""
+        return f"{self.first + place:06d}"
+
+    def text(self, place: int | None) -> dict[str, str]:
+        """The text chunks of one image's PNG, or of the sheet's."""
+        recipe = self if place is None else self.alone(self.first + place)
+        return {TEXT_KEY: json.dumps(asdict(recipe)), "Software": f"ddpm {__version__}"}
 
     @classmethod
     def from_png(cls, path: Path) -> Self:

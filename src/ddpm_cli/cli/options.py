@@ -166,6 +166,13 @@ def machine_options(command: F) -> F:
     )(command)
 
 
+def preview_option(command: F) -> F:
+    """--preview."""
+    return click.option("--preview", is_flag=True, help="Draw the images in the terminal, while they are made.")(
+        command
+    )
+
+
 def force_option(command: F) -> F:
     """--force."""
     return click.option("--force", is_flag=True, help="Overwrite the output if it exists.")(command)

@@ -14,6 +14,7 @@ from .options import (
     force_option,
     machine_options,
     model_option,
+    preview_option,
     put,
     sampler_options,
     verbosity_options,
@@ -56,6 +57,7 @@ Examples:
 @click.option("--scale", type=click.IntRange(1, 64), help="Enlarge pixels on a sheet.  [default: tiles of 32 or more]")
 @click.option("--like", type=PathType(), help="Take every setting not given from this PNG.")
 @machine_options
+@preview_option
 @force_option
 @verbosity_options
 def command(
@@ -65,6 +67,7 @@ def command(
     batch_size: int,
     device: str,
     precision: str,
+    preview: bool,
     force: bool,
     verbosity: int,
     **options: Any,
@@ -85,5 +88,5 @@ def command(
     if cells and options["n"] is None and like is None:
         options["n"] = cells[0] * cells[1]
     recipe = (Recipe.from_png(like) if like else Recipe()).overridden(options)
-    for result in sample(recipe, output, screen, batch_size=batch_size, device=device, force=force):
+    for result in sample(recipe, output, screen, batch_size=batch_size, device=device, force=force, preview=preview):
         write_stdout(result) if isinstance(result, bytes) else put(result)
