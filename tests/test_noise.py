@@ -200,7 +200,7 @@ def test_damaged_images_are_refused(ddpm: Ddpm, tmp_path: Path, content: bytes) 
 
 
 def test_a_folder_or_a_missing_file_is_refused(ddpm: Ddpm, tmp_path: Path) -> None:
-    assert "is a folder" in ddpm("noise", tmp_path).stderr
+    assert "there is no image in" in ddpm("noise", tmp_path).stderr
     assert ddpm("noise", "nowhere.png").returncode == 3
 
 
@@ -218,3 +218,75 @@ def test_empty_input_is_said_to_be_empty(ddpm: Ddpm, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     assert ddpm("noise", "a.png").stderr == "error: a.png is empty; give an image\n"
     assert ddpm("noise", "-").stderr == "error: stdin is empty; give an image\n"
+
+
+def test_a_npy_is_equation_4_without_a_rounding(ddpm: Ddpm, tmp_path: Path) -> None:
+    image = picture("RGB")
+    save(tmp_path / "a.png", image)
+    x_0 = to_float(np.asarray(image))[None]
+    eps = rng.normal(x_0.shape, 3, "noise")
+    done = ddpm("noise", "a.png", "--t", "700", "--seed", "3", "-o", "x.npy")
+    assert done.lines == ["x.npy"]
+    one = np.load(tmp_path / "x.npy")
+    assert one.dtype == np.float32
+    np.testing.assert_array_equal(one, q_sample(linear(), x_0, 700, eps)[0])
+    assert np.abs(one).max() > 1  # what a picture clips
+    piped = ddpm(
+        "noise", "-", "--t", "0,700", "--seed", "3", "--format", "npy", stdin=(tmp_path / "a.png").read_bytes()
+    )
+    both = np.load(io.BytesIO(piped.stdout))
+    np.testing.assert_array_equal(both, np.stack([x_0[0], one]))
+
+
+def test_an_alpha_channel_has_no_place_in_a_npy_and_that_is_said(ddpm: Ddpm, tmp_path: Path) -> None:
+    save(tmp_path / "a.png", picture("RGBA"))
+    done = ddpm("noise", "a.png", "-o", "x.npy")
+    assert "alpha channel is left out" in done.stderr
+    assert np.load(tmp_path / "x.npy").shape == (17, 23, 3)
+
+
+def test_several_images_make_a_folder(ddpm: Ddpm, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("b", "a", "c d"):
+        save(tmp_path / "photos" / f"{name}.png", picture("L"))
+    expected = ["noisy/a-t9.png", "noisy/b-t9.png", "noisy/c d-t9.png"]
+    assert ddpm("noise", "photos", "--t", "9", "-o", "noisy").lines == expected
+    first = (tmp_path / "noisy" / "a-t9.png").read_bytes()
+    again = ddpm("noise", "photos", "--t", "9", "-o", "noisy")
+    assert (again.returncode, again.stdout) == (2, b"")
+    assert "exists already" in again.stderr
+    for names in (("photos/*.png",), ("photos/a.png", "photos/b.png", "photos/c d.png")):
+        assert ddpm("noise", *names, "--t", "9", "-o", "noisy", "--force").lines == expected
+    for listed, options in ((b"photos/a.png\nphotos/c d.png\n", ()), (b"photos/a.png\0photos/c d.png\0", ("-0",))):
+        done = ddpm("noise", "--files-from", "-", *options, "--t", "9", "-o", "noisy", "--force", stdin=listed)
+        assert done.lines == [expected[0], expected[2]], done.stderr
+    assert (tmp_path / "noisy" / "a-t9.png").read_bytes() == first
+    done = ddpm("noise", "photos", "--t", "9", "-o", "x", "--format", "npy")
+    assert done.lines == ["x/a-t9.npy", "x/b-t9.npy", "x/c d-t9.npy"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ((), 2, "no image is named; give some, a folder, or --files-from"),
+        (("a.png", "a.png", "-o", "x"), 2, "several images would become a-t500.png"),
+        (("a.png", "b.png"), 2, "2 images make as many files; name a folder for them with -o"),
+        (("a.png", "b.png", "-o", "x.png"), 2, "2 images make as many files"),
+        (("-", "-", "-o", "x"), 2, "stdin (-) is named twice"),
+        (("-", "--files-from", "-", "-o", "x"), 2, "stdin (-) is named twice"),
+        (("a.png", "-0"), 2, "-0 says how the names of --files-from end"),
+        (("a.png", "--format", "npy", "-o", "x.png"), 2, "--format npy is for -o - and folders"),
+        (("*.jpg", "-o", "x"), 3, "nothing matches *.jpg"),
+        (("--files-from", "none.txt", "-o", "x"), 3, "there is no file none.txt"),
+        (("a.png", "b.png", "-o", "nowhere/x"), 7, "there is no folder nowhere"),
+    ],
+)
+def test_several_images_that_make_no_sense(
+    ddpm: Ddpm, tmp_path: Path, args: tuple[str, ...], code: int, message: str
+) -> None:
+    for name in "ab":
+        save(tmp_path / f"{name}.png", picture("L"))
+    done = ddpm("noise", *args)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / "x").exists()

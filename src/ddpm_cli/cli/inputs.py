@@ -1,0 +1,161 @@
+"""The images that a command is given: files, folders, patterns, lists of names, stdin. No torch."""
+
+from __future__ import annotations
+
+import glob
+import io
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError, InputError
+from ..files import printable
+from ..pixels import Raster, decode
+from .options import PathType
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NPY = b"\x93NUMPY"
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that was read.
+
+    Args:
+        path: where from; - is stdin.
+        data: its bytes, at least one.
+    """
+
+    path: Path
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        """Its name, for people."""
+        return "stdin" if self.path == STDIN else printable(self.path)
+
+    @property
+    def stem(self) -> str:
+        """What names of results begin with."""
+        return "stdin" if self.path == STDIN else self.path.stem
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is a .npy."""
+        return self.data.startswith(NPY)
+
+    def raster(self) -> Raster:
+        """The image in it.
+
+        Raises:
+            InputError: it is none that can be read.
+        """
+        try:
+            return decode(io.BytesIO(self.data))
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+    def latents(self) -> npt.NDArray[np.float32]:
+        """The x_t in a .npy, as `latent_bytes` writes it: float32 (N, H, W, C), each number finite.
+
+        Raises:
+            InputError: it holds something else.
+        """
+        try:
+            array = np.load(io.BytesIO(self.data), allow_pickle=False)
+        except (ValueError, EOFError, OSError, MemoryError) as error:
+            raise InputError(f"{self.name} is a damaged .npy ({error})") from error
+        if not (array.dtype == np.float32 and array.ndim in (3, 4) and array.size):
+            raise InputError(
+                f"{self.name} holds {array.dtype} {array.shape}; an x_t is float32 (H, W, C) or (N, H, W, C), as "
+                "ddpm noise -o x.npy writes it"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"{self.name} holds numbers that are not finite")
+        latents: npt.NDArray[np.float32] = array if array.ndim == 4 else array[None]
+        return latents
+
+
+def latent_bytes(x: npt.NDArray[np.float32]) -> bytes:
+    """x_t (H, W, C), or several (N, H, W, C), as a .npy: exact, where 8 bits round and clip."""
+    buffer = io.BytesIO()
+    np.save(buffer, x)
+    return buffer.getvalue()
+
+
+def list_options(command: F) -> F:
+    """--files-from and -0."""
+    command = click.option("-0", "--null", is_flag=True, help="The names in that list end in NUL, as of find -print0.")(
+        command
+    )
+    return click.option(
+        "--files-from", type=PathType(dash=True), metavar="FILE", help="Take names from FILE, one a line; - is stdin."
+    )(command)
+
+
+def listed(given: Iterable[Path], files_from: Path | None, null: bool, *, arrays: bool = False) -> list[Path]:
+    """The files that a user means: each that is named, the images in a folder, what matches a pattern, a list.
+
+    Args:
+        null: whether the names in the list end in NUL.
+        arrays: whether the .npy files of a folder are meant too.
+
+    Raises:
+        ArgumentError: none is named, or stdin is named twice.
+        InputError: there is no such file or folder, or no image in it.
+    """
+    names = list(given)
+    if null and files_from is None:
+        raise ArgumentError("-0 says how the names of --files-from end; give that too")
+    if [*names, files_from].count(STDIN) > 1:
+        raise ArgumentError("stdin (-) is named twice; it can be read once")
+    if files_from is not None:
+        text = read(files_from).data
+        parts = text.split(b"\0" if null else b"\n")
+        names += [Path(part.decode("utf-8", "surrogateescape")) for part in parts if part.strip(b"\r")]
+    if not names:
+        raise ArgumentError("no image is named; give some, a folder, or --files-from")
+    return [path for name in names for path in _expanded(name, (".npy",) if arrays else ())]
+
+
+def read(path: Path) -> Input:
+    """A file, or stdin for -.
+
+    Raises:
+        InputError: it is not there, cannot be read, or is empty.
+    """
+    name = "stdin" if path == STDIN else printable(path)
+    if path != STDIN and not path.is_file():
+        if path.is_dir():
+            raise InputError(f"{name} is a folder; give an image")
+        if path.exists():
+            raise InputError(f"{name} is neither a file nor a folder; give - to read stdin")
+        raise InputError(f"there is no file {name}")
+    data = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+    if not data:
+        raise InputError(f"{name} is empty; give an image")
+    return Input(path, data)
+
+
+def _expanded(name: Path, besides: tuple[str, ...]) -> list[Path]:
+    if name.is_dir():
+        from ..data.source import is_image_name
+
+        found = sorted(path for path in name.iterdir() if is_image_name(path.name) or path.suffix in besides)
+        if not found:
+            raise InputError(f"there is no image in {printable(name)}")
+        return found
+    if not name.exists() and any(sign in str(name) for sign in "*?"):
+        found = sorted(map(Path, glob.glob(str(name))))  # noqa: PTH207, a pattern may have a root
+        if not found:
+            raise InputError(f"nothing matches {printable(name)}")
+        return found
+    return [name]
