@@ -40,6 +40,7 @@ LAYERS = {
     "hub": 2,
     "convert": 3,
     "generate": 3,
+    "steering": 4,
     "evaluate": 3,
     "neighbors": 3,
     "train": 3,

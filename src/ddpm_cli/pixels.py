@@ -235,7 +235,7 @@ def grid(images: P, rows: int, columns: int, *, scale: int = 1, gap: int = 2, co
     return sheet
 
 
-def sheet_scale(size: tuple[int, int], at_least: int = 32) -> int:
+def sheet_scale(size: tuple[int, ...], at_least: int = 32) -> int:
     """How many times tiny images are enlarged on a sheet so that a person sees them: ``at_least`` pixels a side."""
     return math.ceil(at_least / min(size))
 

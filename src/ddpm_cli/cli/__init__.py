@@ -24,6 +24,10 @@ from ..errors import DdpmError, DiskError
 COMMANDS = {
     "train": "Train a model on your own images (Algorithm 1).",
     "sample": "Make images from a model (Algorithm 2, and faster samplers).",
+    "denoise": "Run the reverse chain from an image (Algorithm 2 from x_t on).",
+    "interpolate": "Go from one image to another (Figures 8 and 9).",
+    "progressive": "Show what appears when in the reverse process (Figures 6 and 7).",
+    "inpaint": "Make a part of an image anew (RePaint).",
     "noise": "Add the forward process's noise to an image (Eq. 2 and 4).",
     "eval-bpd": "Measure a model in bits/dim on images (Eq. 5).",
     "neighbors": "Show samples beside the training images nearest to them.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,17 +130,49 @@ def seed_option(command: F) -> F:
 
 def sampler_options(command: F) -> F:
     """The settings of `sampling.Sampling` but for the seed; what is not given is None."""
+    return _sampler_options(command, "--steps")
+
+
+def chain_options(command: F) -> F:
+    """The same, for a command whose --steps are others: --chain-steps."""
+    return _sampler_options(command, "--chain-steps")
+
+
+def spacing_options(command: F) -> F:
+    """--spacing and --timesteps."""
+    command = click.option("--timesteps", type=IntList(), help="Or which they are, descending: 1000,750,...")(command)
+    return click.option("--spacing", type=click.Choice(SPACINGS), help=_SPREAD)(command)
+
+
+def sheet_scale_option(command: F) -> F:
+    """--scale."""
+    return click.option(
+        "--scale", type=click.IntRange(1, 64), help="Enlarge pixels on a sheet.  [default: tiles of 32 or more]"
+    )(command)
+
+
+def batch_size_option(command: F) -> F:
+    """--batch-size."""
+    return click.option(
+        "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."
+    )(command)
+
+
+def resize_option(command: F) -> F:
+    """--resize, of clean images."""
+    return click.option("--resize", is_flag=True, help="Scale, crop and convert images as train does.")(command)
+
+
+_SPREAD = "How they are spread over 1..T.  [default: uniform; dpm++: logsnr]"
+
+
+def _sampler_options(command: F, name: str) -> F:
     samplers = "; ".join(f"{name}: {sampler.about}" for name, sampler in SAMPLERS.items())
     steps = ", ".join(f"{name}: {sampler.steps or 'all T'}" for name, sampler in SAMPLERS.items())
     options = (
         click.option("--sampler", type=click.Choice(list(SAMPLERS)), help=f"{samplers}.  [default: ddpm]"),
-        click.option("--steps", type=click.IntRange(1), help=f"Of the reverse chain.  [default: {steps}]"),
-        click.option(
-            "--spacing",
-            type=click.Choice(SPACINGS),
-            help="How they are spread over 1..T.  [default: uniform; dpm++: logsnr]",
-        ),
-        click.option("--timesteps", type=IntList(), help="Or which they are, descending: 1000,750,..."),
+        click.option(name, "steps", type=click.IntRange(1), help=f"Of the reverse chain.  [default: {steps}]"),
+        spacing_options,
         click.option(
             "--eta", type=click.FloatRange(0, 1), help="Noise of ddim, 0 none, 1 as Algorithm 2.  [default: 0]"
         ),
@@ -186,6 +218,11 @@ def verbosity_options(command: F) -> F:
     )(command)
 
 
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def write_stdout(data: bytes) -> None:
     """Bytes to stdout, unless that is a terminal.
 
@@ -207,6 +244,12 @@ def refuse_terminal() -> None:
 def put(path: Path) -> None:
     """A path as a result on stdout."""
     put_text(str(path).encode("utf-8", "surrogateescape"))
+
+
+def put_results(results: Iterable[Path | bytes]) -> None:
+    """Paths as results on stdout as they come, or the bytes that are meant for it."""
+    for result in results:
+        write_stdout(result) if isinstance(result, bytes) else put(result)
 
 
 def put_text(text: str | bytes) -> None:

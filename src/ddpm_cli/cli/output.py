@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,15 +14,40 @@ import torch
 
 from ..errors import ArgumentError
 from ..files import check_output, disk_errors, printable, write_file
-from ..generate import Start, pixels_of, visited
+from ..generate import Start, pixels_of
 from ..model import Model
 from ..pixels import Pixels, encode_png, grid, sheet_scale, to_image
 from ..sampling import Sampling
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, GIF_ALPHA, chain_frames, encode, encode_animation, loses_alpha
+from ..ui.sheet import labelled
 from .options import refuse_terminal
 
 PREVIEWED = 64  # images at most
+LABELLED = 48  # pixels that the shorter side of an image below a label has at least
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where images go, and whether they are shown on the way.
+
+    Args:
+        path: a file whose suffix says what it becomes, a folder, or - for stdout.
+    """
+
+    path: Path
+    force: bool = False
+    preview: bool = False
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether a file is written for each image."""
+        return str(self.path) != "-" and (self.path.is_dir() or not self.path.suffix)
+
+    @property
+    def suffix(self) -> str:
+        """Of the file; stdout gets PNG."""
+        return ".png" if str(self.path) == "-" else self.path.suffix.lower()
 
 
 class Pictures(Protocol):
@@ -64,106 +90,144 @@ class BatchStep:
     x_t: torch.Tensor
 
 
-def check_pictures(output: Path, pictures: Pictures, *, force: bool) -> None:
+def check_pictures(to: Destination, pictures: Pictures) -> None:
     """Refuse, before the work, an output that cannot be written.
 
     Raises:
         ArgumentError: it exists already, or has a suffix that means nothing.
         DiskError: the disk refuses.
     """
+    output = to.path
     _ = pictures.grid
     if str(output) == "-":
         refuse_terminal()
     elif not output.suffix and output.is_file():
         raise ArgumentError(f"{printable(output)} is a file without a suffix; name a .png, or a folder")
-    elif is_folder(output):
+    elif to.is_folder:
         check_output(output / ".ddpm" if output.exists() else output, force=True)
-        taken = next((file for file in _files(output, pictures) if file.exists()), None) if output.exists() else None
-        if taken and not force:
+        files = (_file(output, pictures, place) for place in range(pictures.n)) if output.exists() else iter(())
+        taken = next((file for file in files if file.exists()), None)
+        if taken and not to.force:
             raise ArgumentError(f"{printable(taken)} exists already; name another folder, or use --force")
-    elif output.suffix.lower() not in (".png", ".npy", ".npz", *ANIMATIONS):
+    elif to.suffix not in (".png", ".npy", ".npz", *ANIMATIONS):
         names = ", ".join([".png", ".npy", ".npz", *ANIMATIONS])
         raise ArgumentError(f"-o {printable(output)}: use {names}, a folder, or - for stdout")
     else:
-        check_output(output, force=force)
+        check_output(output, force=to.force)
 
 
-def follow(
-    model: Model, sampling: Sampling, batches: Sequence[Batch], label: str, screen: Screen, *, preview: bool
+def chains(model: Model, sampling: Sampling, batches: Iterable[Batch]) -> Iterator[BatchStep]:
+    """All chains, one batch after the other."""
+    for batch in batches:
+        for step in model.chain(sampling, batch.indices, batch.start):
+            yield BatchStep(batch.places, step.t, step.x_t)
+
+
+def watched(
+    steps: Iterator[BatchStep], total: int, label: str, screen: Screen, *, preview: bool
 ) -> Iterator[BatchStep]:
-    """All chains, one batch after the other, under one progress bar."""
-    total = sum(len(visited(sampling, model.diffusion, b.start.t if b.start else None)) for b in batches)
-    steps = (
-        BatchStep(batch.places, step.t, step.x_t)
-        for batch in batches
-        for step in model.chain(sampling, batch.indices, batch.start)
-    )
+    """Pass steps on under a progress bar, and their images above it if they are to be seen."""
     return screen.progress(steps, total, label, picture=_seen if preview else None)
 
 
 def write_pictures(
-    output: Path, pictures: Pictures, steps: Iterator[BatchStep], chain: list[int], screen: Screen, *, preview: bool
+    to: Destination, pictures: Pictures, steps: Iterator[BatchStep], chain: list[int], screen: Screen
 ) -> Iterator[Path | bytes]:
     """Follow the steps to their ends, and write the images; yields each path written, or the bytes for stdout.
 
     Args:
         chain: the steps of the chain, ascending, of which an animation shows some.
     """
-    if is_folder(output):
-        yield from _write_files(output, pictures, steps)
+    if to.is_folder:
+        for step in steps:
+            if step.t == 0:
+                yield from _write_files(to, pictures, step.places, pixels_of(step.x_t))
         return
-    suffix = ".png" if str(output) == "-" else output.suffix.lower()
-    frames = _frames(steps, chain_frames([0, *chain[:-1]]) if suffix in ANIMATIONS else [0])
-    if loses_alpha(frames[-1], suffix):
-        screen.warn(GIF_ALPHA)
-    if preview:
+    frames = _frames(steps, chain_frames([0, *chain[:-1]]) if to.suffix in ANIMATIONS else [0])
+    if to.preview:
         screen.picture(_sheet(frames[-1][:PREVIEWED]))
-    data = _encode(frames, pictures, suffix)
-    if str(output) == "-":
-        yield data
+    if to.suffix in (".npy", ".npz"):
+        yield from _write(to, _encode_array(frames[-1], to.suffix))
+        return
+    rows, columns = pictures.grid
+    single = pictures.n == 1 and pictures.scale is None
+    scale = pictures.scale or sheet_scale(frames[0].shape[1:3])
+    sheets = [frame[0] if single else grid(frame, rows, columns, scale=scale) for frame in frames]
+    yield from _write_sheets(to, sheets, pictures, screen)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Images in rows and columns with a meaning.
+
+    Args:
+        cells: (R, C, H, W, channels) uint8.
+        rows, columns: their labels; none for no labels.
+        corner: what the labels are of.
+    """
+
+    cells: Pixels
+    rows: Sequence[str]
+    columns: Sequence[str]
+    corner: str = ""
+
+
+def write_table(to: Destination, pictures: Pictures, table: Table, screen: Screen) -> Iterator[Path | bytes]:
+    """Write images as a sheet with labels, or an animation from column to column, or as `write_pictures` would."""
+    cells = table.cells
+    flat = cells.reshape(-1, *cells.shape[2:])
+    if to.preview:
+        screen.picture(grid(flat, *cells.shape[:2], gap=1))
+    if to.is_folder:
+        yield from _write_files(to, pictures, range(len(flat)), flat)
+        return
+    if to.suffix in (".npy", ".npz"):
+        yield from _write(to, _encode_array(flat, to.suffix))
+        return
+    scale = pictures.scale or sheet_scale(flat.shape[1:3], LABELLED)
+    if to.suffix in ANIMATIONS:
+        sheets = [grid(cells[:, column], len(cells), 1, scale=scale) for column in range(cells.shape[1])]
     else:
-        write_file(output, data)
-        yield output
+        sheets = [labelled(cells, rows=table.rows, columns=table.columns, scale=scale, corner=table.corner)]
+    yield from _write_sheets(to, sheets, pictures, screen)
 
 
-def is_folder(output: Path) -> bool:
-    """Whether a file is written for each image."""
-    return str(output) != "-" and (output.is_dir() or not output.suffix)
-
-
-def _write_files(output: Path, pictures: Pictures, steps: Iterator[BatchStep]) -> Iterator[Path]:
-    with disk_errors(output):
-        output.mkdir(exist_ok=True)
-    for step in steps:
-        if step.t == 0:
-            for place, image in zip(step.places, pixels_of(step.x_t), strict=True):
-                file = _file(output, pictures, place)
-                write_file(file, encode_png(to_image(image), pictures.text(place)))
-                yield file
+def _write_files(to: Destination, pictures: Pictures, places: range, images: Pixels) -> Iterator[Path]:
+    with disk_errors(to.path):
+        to.path.mkdir(exist_ok=True)
+    for place, image in zip(places, images, strict=True):
+        file = _file(to.path, pictures, place)
+        write_file(file, encode_png(to_image(image), pictures.text(place)))
+        yield file
 
 
 def _frames(steps: Iterator[BatchStep], shown: list[int]) -> list[Pixels]:
-    """The images (n, H, W, C) at each t of ``shown``, which descend to 0."""
-    frames: dict[int, list[Pixels]] = {t: [] for t in shown}
+    """The images (n, H, W, C) at each t of ``shown``, which descend to 0; where a chain is there twice, the last."""
+    frames: dict[int, dict[int, Pixels]] = {t: {} for t in shown}
     for step in steps:
         if step.t in frames:
-            frames[step.t].append(pixels_of(step.x_t))
-    return [np.concatenate(parts) for parts in frames.values()]
+            frames[step.t][step.places.start] = pixels_of(step.x_t)
+    return [np.concatenate(list(parts.values())) for parts in frames.values()]
 
 
-def _encode(frames: list[Pixels], pictures: Pictures, suffix: str) -> bytes:
-    if suffix in (".npy", ".npz"):
-        return encode_array(frames[-1], suffix)
-    rows, columns = pictures.grid
-    single = pictures.n == 1 and pictures.scale is None
-    height, width = frames[0].shape[1:3]
-    scale = pictures.scale or sheet_scale((height, width))
-    sheets = [frame[0] if single else grid(frame, rows, columns, scale=scale) for frame in frames]
+def _write_sheets(to: Destination, sheets: list[Pixels], pictures: Pictures, screen: Screen) -> Iterator[Path | bytes]:
     text = pictures.text(None)
-    return encode_animation(sheets, suffix, text) if suffix in ANIMATIONS else encode(sheets[0], suffix, text)
+    if loses_alpha(sheets[-1], to.suffix):
+        screen.warn(GIF_ALPHA)
+    yield from _write(
+        to, encode_animation(sheets, to.suffix, text) if len(sheets) > 1 else encode(sheets[0], to.suffix, text)
+    )
 
 
-def encode_array(images: Pixels, suffix: str) -> bytes:
+def _write(to: Destination, data: bytes) -> Iterator[Path | bytes]:
+    if str(to.path) == "-":
+        yield data
+    else:
+        write_file(to.path, data)
+        yield to.path
+
+
+def _encode_array(images: Pixels, suffix: str) -> bytes:
     """Images (n, H, W, C) as the bytes of a .npy, or of a .npz with the one array ``images``."""
     buffer = io.BytesIO()
     np.save(buffer, images) if suffix == ".npy" else np.savez_compressed(buffer, images=images)
@@ -175,14 +239,10 @@ def _seen(step: BatchStep) -> Pixels:
 
 
 def _sheet(images: Pixels) -> Pixels:
-    """Images side by side for the terminal, twice as wide as high, as its cells are twice as high as wide."""
-    columns = min(len(images), 2 * int(np.ceil(np.sqrt(len(images) / 2))))
+    """Images side by side for the terminal, about twice as wide as high."""
+    columns = min(len(images), 2 * math.ceil(math.sqrt(len(images) / 2)))
     return grid(images, -(-len(images) // columns), columns, gap=1)
 
 
-def _files(output: Path, pictures: Pictures) -> Iterator[Path]:
-    return (_file(output, pictures, place) for place in range(pictures.n))
-
-
-def _file(output: Path, pictures: Pictures, place: int) -> Path:
-    return output / f"{pictures.name(place)}.png"
+def _file(folder: Path, pictures: Pictures, place: int) -> Path:
+    return folder / f"{pictures.name(place)}.png"

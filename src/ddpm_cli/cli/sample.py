@@ -11,14 +11,15 @@ from .options import (
     Command,
     GridType,
     PathType,
+    batch_size_option,
     force_option,
     machine_options,
     model_option,
     preview_option,
-    put,
+    put_results,
     sampler_options,
+    sheet_scale_option,
     verbosity_options,
-    write_stdout,
 )
 
 EPILOG = """\b
@@ -46,7 +47,7 @@ Examples:
 )
 @click.option("--seed", type=click.IntRange(0), help="Image i of a seed is always the same.  [default: 0]")
 @sampler_options
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
+@batch_size_option
 @click.option(
     "--grid",
     "cells",
@@ -54,7 +55,7 @@ Examples:
     type=GridType(),
     help="Rows x columns of the sheet.  [default: nearly square]",
 )
-@click.option("--scale", type=click.IntRange(1, 64), help="Enlarge pixels on a sheet.  [default: tiles of 32 or more]")
+@sheet_scale_option
 @click.option("--like", type=PathType(), help="Take every setting not given from this PNG.")
 @machine_options
 @preview_option
@@ -79,6 +80,7 @@ def command(
     """
     from ..recipe import Recipe
     from ..ui.console import Screen, log_to
+    from .output import Destination
     from .sampling import sample
 
     screen = Screen(verbosity)
@@ -88,5 +90,4 @@ def command(
     if cells and options["n"] is None and like is None:
         options["n"] = cells[0] * cells[1]
     recipe = (Recipe.from_png(like) if like else Recipe()).overridden(options)
-    for result in sample(recipe, output, screen, batch_size=batch_size, device=device, force=force, preview=preview):
-        write_stdout(result) if isinstance(result, bytes) else put(result)
+    put_results(sample(recipe, Destination(output, force, preview), screen, batch_size=batch_size, device=device))

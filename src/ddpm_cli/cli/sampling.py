@@ -9,15 +9,13 @@ from .. import generate
 from ..recipe import Recipe
 from ..ui.console import Screen
 from .models import open_model
-from .output import Batch, check_pictures, follow, write_pictures
+from .output import Batch, Destination, chains, check_pictures, watched, write_pictures
 
 
-def sample(
-    recipe: Recipe, output: Path, screen: Screen, *, batch_size: int, device: str, force: bool, preview: bool
-) -> Iterator[Path | bytes]:
+def sample(recipe: Recipe, to: Destination, screen: Screen, *, batch_size: int, device: str) -> Iterator[Path | bytes]:
     """Make the images of a recipe; yields each path written, or the bytes that are meant for stdout."""
     sampling = recipe.sampling  # which refuses settings that do not go together
-    check_pictures(output, recipe, force=force)
+    check_pictures(to, recipe)
     model = open_model(recipe.model, screen, device=device, precision=recipe.precision)
     step = model.provenance.step
     if recipe.step is not None and recipe.step != step:
@@ -28,5 +26,6 @@ def sample(
         Batch(range(indices.start - recipe.first, indices.stop - recipe.first), indices)
         for indices in generate.batches(recipe.first, recipe.n, batch_size)
     ]
-    steps = follow(model, sampling, batches, "sampling", screen, preview=preview)
-    yield from write_pictures(output, recipe, steps, chain, screen, preview=preview)
+    steps = chains(model, sampling, batches)
+    steps = watched(steps, len(batches) * len(chain), "sampling", screen, preview=to.preview)
+    yield from write_pictures(to, recipe, steps, chain, screen)
