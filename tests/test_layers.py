@@ -95,14 +95,29 @@ WITHOUT_TORCH = {
     "stage",
     "pixels",
     "rng",
+    "memory",
+    "sampling",
     "diffusion.schedule",
+    "diffusion.spacing",
     "data",
     "neighbors",
     "ui",
     "cli",
 }
 # ... except what a command imports only when it runs.
-WITH_TORCH = {"cli.sampling", "cli.training", "cli.measuring", "cli.models", "cli.publishing"}
+WITH_TORCH = {
+    "cli.denoising",
+    "cli.inpainting",
+    "cli.interpolating",
+    "cli.making",
+    "cli.measuring",
+    "cli.models",
+    "cli.output",
+    "cli.progressing",
+    "cli.publishing",
+    "cli.sampling",
+    "cli.training",
+}
 
 # Exempt from the layers: the two doors, ``import ddpm_cli`` and ``python -m ddpm_cli``.
 DOORS = {"", "__main__"}

@@ -85,8 +85,9 @@ def command(
     """
     from ..sampling import Sampling
     from ..ui.console import Screen, log_to
+    from .denoising import Denoise, denoise
+    from .making import Machine
     from .output import Destination
-    from .steering import Denoise, Machine, denoise
 
     sampling = Sampling(**given(settings))
     screen = Screen(verbosity)

@@ -80,8 +80,9 @@ def command(
     """
     from ..sampling import Sampling
     from ..ui.console import Screen, log_to
+    from .inpainting import Inpaint, inpaint
+    from .making import Machine
     from .output import Destination
-    from .steering import Inpaint, Machine, inpaint
 
     sampling = Sampling(**given(settings))
     screen = Screen(verbosity)

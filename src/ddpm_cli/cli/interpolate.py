@@ -88,8 +88,9 @@ def command(
     """
     from ..sampling import Sampling
     from ..ui.console import Screen, log_to
+    from .interpolating import Interpolate, interpolate
+    from .making import Machine
     from .output import Destination
-    from .steering import Interpolate, Machine, interpolate
 
     sampling = Sampling(**given(settings))
     screen = Screen(verbosity)

@@ -78,8 +78,9 @@ def command(
     """
     from ..sampling import Sampling
     from ..ui.console import Screen, log_to
+    from .making import Machine
     from .output import Destination
-    from .steering import Machine, Progressive, progressive
+    from .progressing import Progressive, progressive
 
     sampling = Sampling(**given(settings))
     screen = Screen(verbosity)

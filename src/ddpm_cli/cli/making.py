@@ -1,0 +1,95 @@
+"""What the commands that make images of images have in common."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..data.fit import fit
+from ..errors import InputError
+from ..model import Model
+from ..pixels import COLOURS, Pixels, Raster, to_channels, to_float
+from ..ui.console import Screen
+from .inputs import Input
+from .models import open_model
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Which model, where it runs, and how many images at a time."""
+
+    model: str | None
+    device: str
+    precision: str
+    batch_size: int
+
+    def open(self, screen: Screen) -> Model:
+        """The model, ready."""
+        return open_model(self.model, screen, device=self.device, precision=self.precision)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Images that a command makes: the names of their files, their layout, and the settings that their PNGs carry."""
+
+    command: str
+    names: Sequence[str]
+    grid: tuple[int, int]
+    scale: int | None
+    settings: dict[str, Any]
+
+    @property
+    def n(self) -> int:
+        """How many."""
+        return len(self.names)
+
+    def name(self, place: int) -> str:
+        """The file's name, without a suffix, of one of them."""
+        return self.names[place]
+
+    def text(self, place: int | None) -> dict[str, str]:
+        """The text chunks of a PNG: the same for each of them."""
+        return {f"ddpm {self.command}": json.dumps(self.settings), "Software": f"ddpm {__version__}"}
+
+
+def fitted(image: Input, model: Model, resize: bool, screen: Screen) -> Pixels:
+    """An image as the model's, uint8 (H, W, C).
+
+    Raises:
+        InputError: it is of another size or other channels, and shall not be changed.
+    """
+    C, H, W = model.shape
+    raster = image.raster()
+    if resize:
+        pixels, notes = fit(io.BytesIO(image.data), (H, W), C)
+        for note in notes:
+            screen.say(f"{image.name}: {note}")
+        return pixels
+    size, channels = raster.pixels.shape[:2], _channels(raster)
+    if (*size, channels) != (H, W, C):
+        raise InputError(
+            f"{image.name} is {shown((*size, channels))}, and the model {model.source} makes {shown((H, W, C))}; "
+            "--resize scales, crops and converts a clean image"
+        )
+    return to_channels(raster, C)
+
+
+def _channels(raster: Raster) -> int:
+    return 4 if raster.has_alpha else 1 if raster.is_grey else 3
+
+
+def tensor(pixels: Pixels) -> torch.Tensor:
+    """Pixels (H, W, C) as (C, H, W) in [-1, 1]."""
+    return to_float(torch.from_numpy(np.array(pixels))).permute(2, 0, 1)  # Pillow's arrays are read-only
+
+
+def shown(shape: Sequence[int]) -> str:
+    size = "x".join(map(str, shape[:2]))
+    return f"{size}, {COLOURS.get(shape[2], f'{shape[2]} channels')}" if len(shape) > 2 else size
