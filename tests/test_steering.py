@@ -1,0 +1,374 @@
+"""Chains that begin in the middle, and the commands that steer them: denoise, interpolate, progressive, inpaint."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddpm_cli
+from conftest import Ddpm
+from ddpm_cli import generate, rng, steering
+from ddpm_cli.data import open_images
+from ddpm_cli.diffusion.process import Diffusion, q_sample
+from ddpm_cli.diffusion.schedule import linear
+from ddpm_cli.errors import ArgumentError
+from ddpm_cli.generate import Start, last, pixels_of
+from ddpm_cli.model import Model
+from ddpm_cli.sampling import Sampling
+
+FP32 = ("--precision", "fp32", "--device", "cpu")
+FAST = ("-m", "builtin:digits", "--sampler", "ddim", "--steps", "5", *FP32)
+T = 20  # of `tiny_run`
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run: Path) -> Model:
+    return ddpm_cli.load(str(tiny_run), device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    return open_images("builtin:digits").take(np.arange(4))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits: np.ndarray) -> Path:
+    """Where a.png, b.png, c.png and d.png are digits, and mask.png is white in its lower half."""
+    for name, image in zip("abcd", digits, strict=True):
+        Image.fromarray(image[:, :, 0]).save(tmp_path / f"{name}.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[4:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return tmp_path
+
+
+def pixels(source: Path | bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return np.asarray(image)
+
+
+def text(path: Path, key: str) -> dict[str, object]:
+    with Image.open(path) as image:
+        settings: dict[str, object] = json.loads(image.text[key])  # type: ignore[attr-defined]
+        return settings
+
+
+# --- where chains begin -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "langevin"])
+@pytest.mark.parametrize("t", [1, 7, 19])
+def test_a_chain_that_is_taken_up_again_in_the_middle_ends_the_same(model: Model, sampler: str, t: int) -> None:
+    settings = {"eta": 0.7} if sampler == "ddim" else {}
+    sampling = Sampling(sampler, timesteps=tuple(range(T, 0, -1)), seed=3, **settings)
+    steps = {step.t: step.x_t for step in model.chain(sampling, [4, 9])}
+    again = last(model.chain(sampling, [4, 9], Start(t, steps[t])))
+    assert (again.x_t == steps[0]).all()
+
+
+def test_a_chain_from_its_own_noise_is_the_whole_chain(model: Model) -> None:
+    sampling = Sampling(seed=3)
+    x_T = generate.normal(model.shape, 3, "x_T", [(4,), (9,)], torch.device("cpu"))
+    assert (last(model.chain(sampling, [4, 9], Start(T, x_T))).x_t == last(model.chain(sampling, [4, 9])).x_t).all()
+
+
+def test_images_are_noised_by_equation_4_with_the_noise_of_ddpm_noise() -> None:
+    d, x_0 = Diffusion(linear()), torch.rand(2, 3, 4, 6) * 2 - 1
+    for variation, name in ((0, ()), (5, (5,))):
+        eps = rng.normal((1, 4, 6, 3), 7, "noise", *name)
+        expected = q_sample(d.schedule, x_0.permute(0, 2, 3, 1).numpy(), 300, eps)
+        ours = steering.noised(d, x_0, 300, 7, variation).permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert (steering.noised(d, x_0, 0, 7) == x_0).all()
+
+
+def test_what_is_between_two_images_has_as_much_noise_as_they_have() -> None:
+    d, a, b = Diffusion(linear()), torch.rand(1, 3, 4, 6) * 2 - 1, torch.rand(1, 3, 4, 6) * 2 - 1
+    start = steering.between(d, a, b, 600, [0.0, 0.25, 1.0], 7)
+    assert start.t == 600
+    for weight, x_t in zip((0.0, 0.25, 1.0), start.x_t, strict=True):
+        mixed = (1 - weight) * a + weight * b
+        torch.testing.assert_close(x_t[None], steering.noised(d, mixed, 600, 7))
+
+
+def test_a_chain_can_be_led_through_steps(model: Model) -> None:
+    sampling = steering.through(Sampling("ddim", steps=4, eta=0.5), model.diffusion, 9, 13)
+    assert generate.visited(sampling, model.diffusion) == sorted({1, 7, 14, 20, 9, 13})
+    assert (sampling.sampler, sampling.eta) == ("ddim", 0.5)
+    for t in (0, 21):
+        with pytest.raises(ArgumentError, match=f"there is no step {t}; this model has steps 1 to 20"):
+            steering.through(Sampling(), model.diffusion, t)
+
+
+# --- denoise ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_of_noise_and_denoise_is_denoise_by_strength(ddpm: Ddpm, folder: Path) -> None:
+    done = ddpm("denoise", "a.png", "--strength", "0.4", "-o", "-", *FAST)
+    assert done.returncode == 0, done.stderr
+    noise = ddpm("noise", "-", "--t", "400", "--format", "npy", stdin=(folder / "a.png").read_bytes())
+    piped = ddpm("denoise", "-", "--t", "400", "-o", "-", *FAST, stdin=noise.stdout)
+    assert piped.returncode == 0, piped.stderr
+    np.testing.assert_array_equal(pixels(done.stdout), pixels(piped.stdout))
+    assert "8 bits" not in piped.stderr
+    rounded = ddpm("noise", "-", "--t", "400", stdin=(folder / "a.png").read_bytes())
+    nearly = ddpm("denoise", "-", "--t", "400", "-o", "-", *FAST, stdin=rounded.stdout)
+    assert "stdin: a picture holds x_t in 8 bits and clipped to [-1, 1]" in nearly.stderr
+    assert nearly.returncode == 0
+
+
+def test_little_noise_leaves_the_image_as_it_is(ddpm: Ddpm, folder: Path, digits: np.ndarray) -> None:
+    done = ddpm("denoise", "a.png", "--strength", "0.001", "-o", "x.png", *FAST)
+    assert done.lines == ["x.png"]
+    assert np.abs(pixels(folder / "x.png").astype(int) - digits[0, :, :, 0]).max() < 12
+    assert text(folder / "x.png", "ddpm denoise")["t"] == 1
+
+
+def test_variations_and_folders_do_not_depend_on_each_other(ddpm: Ddpm, folder: Path) -> None:
+    options = ("--strength", "0.5", "--variations", "3", *FAST)
+    done = ddpm("denoise", "a.png", "b.png", *options, "-o", "out")
+    expected = [f"out/{name}-{v}.png" for name in "ab" for v in range(3)]
+    assert done.lines == expected, done.stderr
+    alone = ddpm("denoise", "b.png", *options, "-o", "alone", "--batch-size", "1")
+    assert alone.lines == [f"alone/b-{v}.png" for v in range(3)]
+    for v in range(3):
+        np.testing.assert_array_equal(pixels(folder / "out" / f"b-{v}.png"), pixels(folder / "alone" / f"b-{v}.png"))
+    results = [pixels(folder / path).tobytes() for path in expected]
+    assert len(set(results)) == 6
+    np.save(folder / "many.npy", np.zeros((2, 8, 8, 1), np.float32))
+    assert ddpm("denoise", "many.npy", "--t", "9", *FAST, "-o", "n").lines == ["n/many-0.png", "n/many-1.png"]
+
+
+def test_a_chain_that_begins_in_the_middle_can_be_watched(ddpm: Ddpm, folder: Path) -> None:
+    done = ddpm("denoise", "a.png", "--strength", "0.5", "-o", "x.gif", *FAST)
+    assert done.returncode == 0, done.stderr
+    with Image.open(folder / "x.gif") as chain:
+        assert chain.n_frames == 3  # at 500 the chain of 1, 251, 501, 751 and 1000 takes 500, 251 and 1
+
+
+# --- interpolate ------------------------------------------------------------------------------------------------------
+
+CHAIN = ("-m", "builtin:digits", "--sampler", "ddim", "--chain-steps", "5", *FP32)
+
+
+def test_the_ends_of_an_interpolation_are_the_images_denoised(ddpm: Ddpm, folder: Path, digits: np.ndarray) -> None:
+    done = ddpm("interpolate", "a.png", "b.png", "--t", "0,300", "--steps", "5", "-o", "i.npy", *CHAIN)
+    assert done.returncode == 0, done.stderr
+    images = np.load(folder / "i.npy")
+    assert images.shape == (10, 8, 8, 1)
+    np.testing.assert_array_equal(images[[0, 4]], digits[[0, 1]])  # t = 0 mixes pixels
+    middle = (digits[0].astype(float) + digits[1]) / 2
+    assert np.abs(images[2] - middle).max() <= 0.5
+    for name, index in (("a", 5), ("b", 9)):
+        alone = ddpm("denoise", f"{name}.png", "--strength", "0.3", "-o", "-", *FAST)
+        np.testing.assert_array_equal(images[index, :, :, 0], pixels(alone.stdout))
+
+
+def test_an_interpolation_is_a_sheet_a_folder_or_an_animation(ddpm: Ddpm, folder: Path, digits: np.ndarray) -> None:
+    options = ("a.png", "b.png", "--t", "300,600", "--steps", "3", *CHAIN)
+    assert ddpm("interpolate", *options, "--scale", "6").lines == ["interpolation.png"]
+    sheet = pixels(folder / "interpolation.png")
+    source = digits[0, :, :, 0].repeat(6, 0).repeat(6, 1)
+    windows = np.lib.stride_tricks.sliding_window_view(sheet, source.shape)
+    assert (windows == source).all(axis=(2, 3)).sum() == 2  # beside each row
+    assert text(folder / "interpolation.png", "ddpm interpolate")["lambdas"] == [0, 0.5, 1]
+    done = ddpm("interpolate", *options, "-o", "out")
+    assert done.lines == [f"out/t{t:04d}-lambda{w}.png" for t in (300, 600) for w in ("0.000", "0.500", "1.000")]
+    assert ddpm("interpolate", *options, "-o", "i.gif").returncode == 0
+    with Image.open(folder / "i.gif") as animation:
+        assert animation.n_frames == 3
+
+
+# --- progressive ------------------------------------------------------------------------------------------------------
+
+
+def test_progressive_shows_x_0_hat_at_each_t_and_the_sample_at_the_end(
+    ddpm: Ddpm, tiny_run: Path, tmp_path: Path, model: Model
+) -> None:
+    options = ("-m", tiny_run, "-n", "3", "--t", "20,11,1,0", "--batch-size", "2", *FP32)
+    done = ddpm("progressive", *options, "-o", "p.npy")
+    assert done.returncode == 0, done.stderr
+    images = np.load(tmp_path / "p.npy").reshape(3, 4, 8, 8, 1)
+    np.testing.assert_array_equal(images[:, 3], model.sample(3))
+    leaves = {step.t + 1: pixels_of(step.x_0_hat) for step in model.chain(Sampling(), range(3))}
+    for column, t in enumerate((20, 11, 1)):
+        np.testing.assert_array_equal(images[:, column], leaves[t])
+    assert ddpm("progressive", "-m", tiny_run, "-n", "2", *FP32).lines == ["progressive.png"]
+
+
+def test_images_that_share_x_t_are_those_of_one_chain(ddpm: Ddpm, tiny_run: Path, tmp_path: Path, model: Model) -> None:
+    options = ("-m", tiny_run, "-n", "3", "--share-from", "20,6,1", *FP32)
+    done = ddpm("progressive", *options, "-o", "p.npy")
+    assert done.returncode == 0, done.stderr
+    rows = np.load(tmp_path / "p.npy").reshape(3, 4, 8, 8, 1)
+    sample = model.sample(1)[0]
+    for row in rows:
+        np.testing.assert_array_equal(row[1], sample)  # goes on with its own noise
+    shared = {step.t: pixels_of(step.x_t)[0] for step in model.chain(Sampling(), [0])}
+    np.testing.assert_array_equal(rows[1][0], shared[6])
+    assert (rows[2][1:] == rows[2][1]).all()  # of x_1 nothing is left to draw
+    assert not (rows[1][2] == rows[1][1]).all()
+
+
+# --- inpaint ----------------------------------------------------------------------------------------------------------
+
+
+def test_known_pixels_come_back_and_the_others_are_made(ddpm: Ddpm, folder: Path, digits: np.ndarray) -> None:
+    options = ("a.png", "mask.png", "-m", "builtin:digits", "--steps", "15", "--rounds", "2", *FP32)
+    done = ddpm("inpaint", *options, "-n", "4", "-o", "i.npy", "--batch-size", "3")
+    assert done.returncode == 0, done.stderr
+    images = np.load(folder / "i.npy")
+    assert (images[:, :4] == digits[0, :4]).all()
+    assert len({image.tobytes() for image in images}) == 4
+    assert not (images[:, 4:] == digits[0, 4:]).all(axis=(1, 2, 3)).any()
+    one = ddpm("inpaint", *options, "-o", "one.png")
+    assert one.lines == ["one.png"]
+    np.testing.assert_array_equal(pixels(folder / "one.png"), images[0, :, :, 0])
+    assert ddpm("inpaint", *options, "-n", "2", "-o", "i.gif").returncode == 0
+    with Image.open(folder / "i.gif") as chain:
+        assert 10 <= chain.n_frames <= 15
+
+
+# --- what makes no sense ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def strange(folder: Path) -> Path:
+    """Images that do not fit the model, beside those of `folder`."""
+    grey = np.full((12, 9), 90, np.uint8)
+    Image.fromarray(grey).save(folder / "large.png")
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(folder / "colour.png")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "black.png")
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(folder / "white.png")
+    np.save(folder / "wide.npy", np.zeros((8, 9, 1), np.float32))
+    np.save(folder / "bytes.npy", np.zeros((8, 8, 1), np.uint8))
+    np.save(folder / "nan.npy", np.full((8, 8, 1), np.nan, np.float32))
+    (folder / "cut.npy").write_bytes((folder / "wide.npy").read_bytes()[:-9])
+    np.save(folder / "objects.npy", np.array([{}]), allow_pickle=True)
+    (folder / "empty").mkdir()
+    return folder
+
+
+WRONG = [
+    ("denoise a.png", 2, "give either --t, if the image is an x_t, or --strength"),
+    ("denoise a.png --t 5 --strength 0.5", 2, "give either --t"),
+    ("denoise a.png --t 1001", 2, "--t is 1001; this model has steps 1 to 1000"),
+    ("denoise a.png --t 0", 2, "0 is not in the range"),
+    ("denoise a.png --strength 0", 2, "--strength is 0.0; it must be above 0, up to 1"),
+    ("denoise a.png --strength nan", 2, "--strength is nan"),
+    ("denoise a.png --t 5 --resize", 2, "--resize is for clean images"),
+    ("denoise a.png --strength 0.5 --eta 0.5", 2, "--eta belongs to --sampler ddim, and this is --sampler ddpm"),
+    ("denoise a.png --strength 0.5 --timesteps 5,9", 2, "--timesteps has 5 before 9"),
+    ("denoise a.png --strength 0.5 --timesteps 9,9", 2, "--timesteps has 9 twice"),
+    ("denoise a.png --strength 0.5 --timesteps 1001", 2, "--timesteps has 1001; this model has steps 1 to 1000"),
+    (
+        "denoise large.png --strength 0.5",
+        3,
+        "large.png is 12x9, grey, and the model builtin:digits makes 8x8, grey",
+    ),
+    ("denoise colour.png --t 5", 3, "colour.png is 8x8, RGB, and the model builtin:digits makes 8x8, grey"),
+    ("denoise wide.npy --t 5", 3, "wide.npy holds x_t of 8x9, grey; the model builtin:digits takes 8x8, grey"),
+    ("denoise bytes.npy --t 5", 3, "bytes.npy holds uint8 (8, 8, 1); an x_t is float32"),
+    ("denoise nan.npy --t 5", 3, "nan.npy holds numbers that are not finite"),
+    ("denoise cut.npy --t 5", 3, "cut.npy is a damaged .npy"),
+    ("denoise objects.npy --t 5", 3, "objects.npy is a damaged .npy"),
+    ("denoise wide.npy --strength 0.5", 3, "wide.npy is a .npy, which holds x_t"),
+    ("denoise empty --t 5", 3, "there is no image in empty"),
+    ("denoise a.png a.png --strength 0.5", 2, "several images would become a.png"),
+    ("interpolate a.png large.png", 3, "large.png is 12x9, grey"),
+    ("interpolate a.png none.png", 3, "there is no file none.png"),
+    ("interpolate a.png b.png --t 1001", 2, "--t 1001 is outside 0..1000"),
+    ("interpolate a.png b.png --steps 1", 2, "1 is not in the range"),
+    ("progressive --t 1001", 2, "--t 1001 is outside 0..1000"),
+    ("progressive --share-from 0", 2, "there is no step 0; this model has steps 1 to 1000"),
+    ("progressive --share-from 5 --t 9", 2, "--t is of Figure 6, and --share-from of Figure 7"),
+    ("inpaint a.png large.png", 3, "large.png: the mask is 12x9, and the model's images 8x8; --resize"),
+    ("inpaint a.png black.png", 3, "black.png: no pixel of the mask is white, so there is nothing to make anew"),
+    ("inpaint a.png white.png", 3, "white.png: all of the mask is white, so nothing is known"),
+    ("inpaint large.png mask.png", 3, "large.png is 12x9, grey"),
+    ("inpaint a.png mask.png --steps 1001", 2, "--steps is 1001; this model has steps 1 to 1000"),
+    ("sample --timesteps 500,600", 2, "--timesteps has 500 before 600"),
+    ("sample --sampler dpm++ --eta 1", 2, "--eta belongs to --sampler ddim"),
+    ("sample --steps 5 --timesteps 6,5", 2, "--timesteps names the steps; leave out --steps and --spacing"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "message"), WRONG, ids=[command for command, _, _ in WRONG])
+def test_what_makes_no_sense_is_refused_before_anything_is_written(
+    ddpm: Ddpm, strange: Path, command: str, code: int, message: str
+) -> None:
+    before = sorted(strange.iterdir())
+    done = ddpm(*command.split(), "-m", "builtin:digits", "-o", "x.png")
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert sorted(path for path in strange.iterdir() if not path.name.startswith(("ddpm-cache", "hf-home"))) == before
+    assert done.stdout == b""
+
+
+def test_images_of_another_size_can_be_resized(ddpm: Ddpm, strange: Path) -> None:
+    done = ddpm("denoise", "large.png", "colour.png", "--strength", "0.1", "--resize", "-o", "out", *FAST)
+    assert done.returncode == 0, done.stderr
+    assert done.lines == ["out/large.png", "out/colour.png"]
+    done = ddpm("inpaint", "large.png", "large.png", "--resize", "-m", "builtin:digits")
+    assert "no pixel of the mask is white" in done.stderr
+
+
+def test_an_output_that_exists_is_kept(ddpm: Ddpm, folder: Path) -> None:
+    for command in (
+        ("denoise", "a.png", "--strength", "0.1", *FAST),
+        ("interpolate", "a.png", "b.png", *CHAIN),
+        ("progressive", *FAST),
+        ("inpaint", "a.png", "mask.png", "-m", "builtin:digits"),
+    ):
+        (folder / "x.png").write_bytes(b"mine")
+        done = ddpm(*command, "-o", "x.png")
+        assert done.returncode == 2
+        assert "x.png exists already" in done.stderr
+        assert (folder / "x.png").read_bytes() == b"mine"
+
+
+def test_ctrl_c_leaves_finished_images_and_their_names(folder: Path, ddpm_env: dict[str, str]) -> None:
+    command = ["denoise", "a.png", "--strength", "1", "--variations", "500", "--batch-size", "1", *FAST, "-o", "out"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ddpm_cli", *command],
+        cwd=folder,
+        env=ddpm_env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        named = [process.stdout.readline().strip() for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    names = [*named, *rest.split()]
+    assert names[:3] == ["out/a-0.png", "out/a-1.png", "out/a-2.png"]
+    made = sorted(path.name for path in (folder / "out").iterdir())
+    assert set(names) <= {f"out/{name}" for name in made}
+    assert len(made) - len(names) <= 1  # written, and not yet named
+    for name in made:
+        assert pixels(folder / "out" / name).shape == (8, 8)
+
+
+def test_a_reader_that_leaves_ends_it_quietly(folder: Path, ddpm_env: dict[str, str]) -> None:
+    program = f"{sys.executable} -m ddpm_cli denoise a.png --strength 0.5 {' '.join(FAST)} -o - -q"
+    done = subprocess.run(
+        ["bash", "-c", f"{program} | true; echo ${{PIPESTATUS[0]}}"],
+        cwd=folder,
+        env=ddpm_env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() in ("141", "0")  # 0 if all was in the pipe before the reader had left
+    assert done.stderr == ""
