@@ -13,13 +13,11 @@ from ..errors import ArgumentError, InputError
 from ..generate import Start
 from ..model import Model
 from ..pixels import grid_shape
-from ..sampling import Sampling
 from ..ui.console import Screen
 from .inputs import Input, read
-from .making import Machine, Made, fitted, shown, tensor
+from .making import Made, Making, fitted, shown, tensor
 from .output import (
     Batch,
-    Destination,
     chains,
     check_pictures,
     watched,
@@ -35,7 +33,6 @@ class Denoise:
     strength: float | None
     variations: int
     resize: bool
-    scale: int | None
 
     def __post_init__(self) -> None:
         if (self.t is None) == (self.strength is None):
@@ -50,21 +47,19 @@ class Denoise:
         return self.t if self.t is not None else max(1, round((self.strength or 0) * T))
 
 
-def denoise(
-    paths: list[Path], options: Denoise, sampling: Sampling, machine: Machine, to: Destination, screen: Screen
-) -> Iterator[Path | bytes]:
+def denoise(paths: list[Path], options: Denoise, making: Making) -> Iterator[Path | bytes]:
     """Run the reverse chain from each image, ``variations`` times; yields what is written."""
-    model = machine.open(screen)
+    model, sampling = making.open(), making.sampling
     t = options.step(model.diffusion.schedule.T)
     chain = generate.visited(sampling, model.diffusion, t)
-    images = [image for path in paths for image in _latents(read(path), model, options, screen)]
+    images = [image for path in paths for image in _latents(read(path), model, options, making.screen)]
     several = options.variations
     names = [f"{name}-{v}" if several > 1 else name for name, _ in images for v in range(several)]
     _check_names(names)
     shape = (len(images), several) if several > 1 else grid_shape(len(images))
     settings = {"model": model.source, "t": t, "strength": options.strength, **asdict(sampling)}
-    made = Made("denoise", names, shape, options.scale, settings)
-    check_pictures(to, made)
+    made = Made("denoise", names, shape, making.scale, settings)
+    check_pictures(making.to, made)
 
     def batches() -> Iterator[Batch]:
         for places in parts:
@@ -72,10 +67,10 @@ def denoise(
             rows = [images[place // several][1] for place in places]
             yield Batch(places, variations, Start(t, _started(model, rows, variations, t, sampling.seed, options)))
 
-    parts = list(generate.batches(0, len(names), machine.batch_size))
+    parts = list(generate.batches(0, len(names), making.batch_size))
     steps = chains(model, sampling, batches())
-    steps = watched(steps, len(parts) * len(chain), "denoising", screen, preview=to.preview)
-    yield from write_pictures(to, made, steps, chain, screen)
+    steps = watched(steps, len(parts) * len(chain), "denoising", making.screen, preview=making.to.preview)
+    yield from write_pictures(making.to, made, steps, chain, making.screen)
 
 
 def _latents(image: Input, model: Model, options: Denoise, screen: Screen) -> Iterator[tuple[str, torch.Tensor]]:

@@ -18,13 +18,10 @@ from ..diffusion.samplers import repaint_walk
 from ..errors import InputError
 from ..model import Model
 from ..pixels import grid_shape, to_channels
-from ..sampling import Sampling
-from ..ui.console import Screen
 from .inputs import Input, read
-from .making import Machine, Made, fitted, shown, tensor
+from .making import Made, Making, fitted, shown, tensor
 from .output import (
     BatchStep,
-    Destination,
     check_pictures,
     watched,
     write_pictures,
@@ -40,35 +37,32 @@ class Inpaint:
     n: int
     rounds: int
     resize: bool
-    scale: int | None
 
 
-def inpaint(
-    image: Path, mask: Path, options: Inpaint, sampling: Sampling, machine: Machine, to: Destination, screen: Screen
-) -> Iterator[Path | bytes]:
+def inpaint(image: Path, mask: Path, options: Inpaint, making: Making) -> Iterator[Path | bytes]:
     """RePaint: make the pixels anew where the mask is white, ``n`` times."""
-    model = machine.open(screen)
-    pixels = fitted(read(image), model, options.resize, screen)
+    model, sampling = making.open(), making.sampling
+    pixels = fitted(read(image), model, options.resize, making.screen)
     known = _known(read(mask), model, options.resize)
     settings = {"model": model.source, "n": options.n, "rounds": options.rounds, **asdict(sampling)}
     stem = "stdin" if str(image) == "-" else image.stem
     names = [f"{stem}-{i}" for i in range(options.n)]
-    made = Made("inpaint", names, grid_shape(options.n), options.scale, settings)
-    check_pictures(to, made)
+    made = Made("inpaint", names, grid_shape(options.n), making.scale, settings)
+    check_pictures(making.to, made)
     if sampling.steps is None and sampling.timesteps is None:
         sampling = replace(sampling, steps=min(INPAINT_STEPS, model.diffusion.schedule.T))
     chain = generate.visited(sampling, model.diffusion)
     walk = [len(chain), *repaint_walk(len(chain), options.rounds)]
     down = sum(after < before for before, after in pairwise(walk))
     x_0, mask_ = tensor(pixels)[None].to(model.device), torch.from_numpy(known)[None, None].float().to(model.device)
-    parts = list(generate.batches(0, options.n, machine.batch_size))
+    parts = list(generate.batches(0, options.n, making.batch_size))
     steps: Iterator[BatchStep] = (
-        BatchStep(indices, step.t, step.x_t)
+        BatchStep(indices, step.t, step.x_t, step.x_0_hat)
         for indices in parts
         for step in steering.inpaint(model.denoiser, model.diffusion, sampling, x_0, mask_, indices, options.rounds)
     )
-    steps = watched(steps, len(parts) * down, "inpainting", screen, preview=to.preview)
-    yield from write_pictures(to, made, steps, chain, screen)
+    steps = watched(steps, len(parts) * down, "inpainting", making.screen, preview=making.to.preview)
+    yield from write_pictures(making.to, made, steps, chain, making.screen)
 
 
 def _known(mask: Input, model: Model, resize: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,23 +17,47 @@ from ..data.fit import fit
 from ..errors import InputError
 from ..model import Model
 from ..pixels import COLOURS, Pixels, Raster, to_channels, to_float
-from ..ui.console import Screen
+from ..sampling import Sampling
+from ..ui.console import Screen, log_to
 from .inputs import Input
 from .models import open_model
+from .output import Destination
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Which model, where it runs, and how many images at a time."""
+@dataclass(frozen=True, eq=False)
+class Making:
+    """With what images are made, and where they go: the options that these commands share.
 
+    Args:
+        scale: how many times they are enlarged on a sheet; None chooses.
+        batch_size: images at a time.
+    """
+
+    sampling: Sampling
+    screen: Screen
+    to: Destination
     model: str | None
     device: str
     precision: str
     batch_size: int
+    scale: int | None
 
-    def open(self, screen: Screen) -> Model:
+    @classmethod
+    def of(cls, output: Path, *, force: bool, preview: bool, verbosity: int, options: dict[str, Any]) -> Making:
+        """From what `options.picture_options` has collected.
+
+        Raises:
+            ArgumentError: settings of the sampler that do not go together.
+        """
+        screen = Screen(verbosity)
+        log_to(screen)
+        own = {name: options.pop(name) for name in ("model", "device", "precision", "batch_size", "scale")}
+        sampling = Sampling(**{name: value for name, value in options.items() if value is not None})
+        return cls(sampling, screen, Destination(output, force, preview), **own)
+
+    def open(self) -> Model:
         """The model, ready."""
-        return open_model(self.model, screen, device=self.device, precision=self.precision)
+        return open_model(self.model, self.screen, device=self.device, precision=self.precision)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,18 +144,31 @@ def spacing_options(command: F) -> F:
     return click.option("--spacing", type=click.Choice(SPACINGS), help=_SPREAD)(command)
 
 
-def sheet_scale_option(command: F) -> F:
-    """--scale."""
-    return click.option(
-        "--scale", type=click.IntRange(1, 64), help="Enlarge pixels on a sheet.  [default: tiles of 32 or more]"
-    )(command)
+def picture_options(default: str, about: str) -> Callable[[F], F]:
+    """What commands that make images have in common: -o and how they are made and shown. --seed is not among it."""
 
+    def add(command: F) -> F:
+        options = (
+            model_option,
+            click.option("-o", "--output", type=PathType(dash=True), default=default, show_default=True, help=about),
+            click.option(
+                "--scale",
+                type=click.IntRange(1, 64),
+                help="Enlarge pixels on a sheet.  [default: tiles of 32 or more, 48 with labels]",
+            ),
+            click.option(
+                "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."
+            ),
+            machine_options,
+            click.option("--preview", is_flag=True, help="Draw the images in the terminal, while they are made."),
+            force_option,
+            verbosity_options,
+        )
+        for option in reversed(options):
+            command = option(command)
+        return command
 
-def batch_size_option(command: F) -> F:
-    """--batch-size."""
-    return click.option(
-        "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."
-    )(command)
+    return add
 
 
 def resize_option(command: F) -> F:
@@ -198,13 +211,6 @@ def machine_options(command: F) -> F:
     )(command)
 
 
-def preview_option(command: F) -> F:
-    """--preview."""
-    return click.option("--preview", is_flag=True, help="Draw the images in the terminal, while they are made.")(
-        command
-    )
-
-
 def force_option(command: F) -> F:
     """--force."""
     return click.option("--force", is_flag=True, help="Overwrite the output if it exists.")(command)
@@ -216,11 +222,6 @@ def verbosity_options(command: F) -> F:
     return click.option(
         "-q", "--quiet", "verbosity", flag_value=-1, type=int, default=0, help="Only errors and results."
     )(command)
-
-
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that have a value."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def write_stdout(data: bytes) -> None:

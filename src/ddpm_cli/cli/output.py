@@ -83,11 +83,12 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class BatchStep:
-    """A step of the chains of the images at ``places``: they are now at t, and x_t, (B, C, H, W)."""
+    """A step of the chains of the images at ``places``: they are now at t; x_t and x_0_hat are (B, C, H, W)."""
 
     places: range
     t: int
     x_t: torch.Tensor
+    x_0_hat: torch.Tensor
 
 
 def check_pictures(to: Destination, pictures: Pictures) -> None:
@@ -120,7 +121,7 @@ def chains(model: Model, sampling: Sampling, batches: Iterable[Batch]) -> Iterat
     """All chains, one batch after the other."""
     for batch in batches:
         for step in model.chain(sampling, batch.indices, batch.start):
-            yield BatchStep(batch.places, step.t, step.x_t)
+            yield BatchStep(batch.places, step.t, step.x_t, step.x_0_hat)
 
 
 def watched(

@@ -10,23 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from .. import generate, steering
-from ..diffusion.samplers import Step
 from ..errors import ArgumentError
 from ..generate import Start, pixels_of
 from ..model import Model
 from ..pixels import Pixels
-from ..sampling import Sampling
-from ..ui.console import Screen
-from .making import Machine, Made
+from .making import Made, Making
 from .output import (
     Batch,
-    Destination,
     Table,
     chains,
     check_pictures,
     watched,
     write_table,
 )
+
+COLUMNS = 9  # of a sheet, unless they are named
 
 
 @dataclass(frozen=True)
@@ -36,75 +34,58 @@ class Progressive:
     n: int
     times: tuple[int, ...] | None
     share_from: tuple[int, ...] | None
-    scale: int | None
 
     def __post_init__(self) -> None:
         if self.times and self.share_from:
             raise ArgumentError("--t is of Figure 6, and --share-from of Figure 7; give one of them")
 
 
-def progressive(
-    options: Progressive, sampling: Sampling, machine: Machine, to: Destination, screen: Screen
-) -> Iterator[Path | bytes]:
+def progressive(options: Progressive, making: Making) -> Iterator[Path | bytes]:
     """Figure 6: x_0_hat over the reverse process; or Figure 7: images that share one x_t."""
-    model = machine.open(screen)
+    model = making.open()
     if options.share_from:
-        yield from _shared(model, options, options.share_from, sampling, machine, to, screen)
-        return
-    T = model.diffusion.schedule.T
-    wanted = options.times or tuple(dict.fromkeys(round(t) for t in np.linspace(T, 0, 9)))
-    if bad := [t for t in wanted if not 0 <= t <= T]:
+        return _figure_7(model, options.n, options.share_from, making)
+    return _figure_6(model, options, making)
+
+
+def _figure_6(model: Model, options: Progressive, making: Making) -> Iterator[Path | bytes]:
+    n, T = options.n, model.diffusion.schedule.T
+    times = options.times or tuple(dict.fromkeys(round(t) for t in np.linspace(T, 0, COLUMNS)))
+    if bad := [t for t in times if not 0 <= t <= T]:
         raise ArgumentError(f"--t {bad[0]} is outside 0..{T}")
-    sampling = steering.through(sampling, model.diffusion, *(t for t in wanted if t))
+    sampling = steering.through(making.sampling, model.diffusion, *(t for t in times if t))
+    names = [f"{index:06d}-t{t:04d}" for index in range(n) for t in times]
+    settings = {"model": model.source, "n": n, "t": list(times), **asdict(sampling)}
+    made = Made("progressive", names, (n, len(times)), making.scale, settings)
+    check_pictures(making.to, made)
     chain = generate.visited(sampling, model.diffusion)
-    names = [f"{index:06d}-t{t:04d}" for index in range(options.n) for t in wanted]
-    settings = {"model": model.source, "n": options.n, "t": list(wanted), **asdict(sampling)}
-    made = Made("progressive", names, (options.n, len(wanted)), options.scale, settings)
-    check_pictures(to, made)
-    parts = list(generate.batches(0, options.n, machine.batch_size))
-    seen: dict[int, list[Pixels]] = {t: [] for t in wanted}
-    for indices in parts:
-        steps = model.chain(sampling, indices)
-        for at, step in zip([*chain[::-1], 0], _and_the_end(steps), strict=True):
-            if at in seen:
-                seen[at].append(pixels_of(step.x_0_hat if at else step.x_t))
-    cells = np.stack([np.concatenate(seen[t]) for t in wanted], axis=1)
-    table = Table(cells, [], [f"t = {t}" for t in wanted])
-    yield from write_table(to, made, table, screen)
+    left = dict(zip([0, *chain], chain, strict=False))  # which t a step has left that has come to another
+    parts = list(generate.batches(0, n, making.batch_size))
+    batches = [Batch(indices, indices) for indices in parts]
+    seen: dict[int, list[Pixels]] = {t: [] for t in times}
+    steps = chains(model, sampling, batches)
+    for step in watched(steps, len(parts) * len(chain), "sampling", making.screen, preview=making.to.preview):
+        if left[step.t] in seen:
+            seen[left[step.t]].append(pixels_of(step.x_0_hat))
+        if step.t == 0 and 0 in seen:
+            seen[0].append(pixels_of(step.x_t))
+    cells = np.stack([np.concatenate(seen[t]) for t in times], axis=1)
+    yield from write_table(making.to, made, Table(cells, [], [f"t = {t}" for t in times]), making.screen)
 
 
-def _and_the_end(steps: Iterator[Step]) -> Iterator[Step]:
-    """Each step, whose x_0_hat is of the t that it leaves, and the last one again, which has come to 0."""
-    step = None
-    for step in steps:
-        yield step
-    assert step is not None
-    yield step
-
-
-def _shared(
-    model: Model,
-    options: Progressive,
-    times: tuple[int, ...],
-    sampling: Sampling,
-    machine: Machine,
-    to: Destination,
-    screen: Screen,
-) -> Iterator[Path | bytes]:
-    sampling = steering.through(sampling, model.diffusion, *times)
-    n = options.n
+def _figure_7(model: Model, n: int, times: tuple[int, ...], making: Making) -> Iterator[Path | bytes]:
+    sampling = steering.through(making.sampling, model.diffusion, *times)
     names = [f"t{t:04d}-{name}" for t in times for name in ("x_t", *(f"{i:06d}" for i in range(n)))]
     settings = {"model": model.source, "n": n, "share_from": list(times), **asdict(sampling)}
-    made = Made("progressive", names, (len(times), 1 + n), options.scale, settings)
-    check_pictures(to, made)
-    T = model.diffusion.schedule.T
+    made = Made("progressive", names, (len(times), 1 + n), making.scale, settings)
+    check_pictures(making.to, made)
     shared = {step.t: step.x_t for step in model.chain(sampling, [0]) if step.t in times}
-    shared[T] = generate.normal(model.shape, sampling.seed, "x_T", [(0,)], model.device)
-    parts = list(generate.batches(0, n, machine.batch_size))
+    shared[model.diffusion.schedule.T] = generate.normal(model.shape, sampling.seed, "x_T", [(0,)], model.device)
+    parts = list(generate.batches(0, n, making.batch_size))
     batches = [Batch(ids, ids, Start(t, shared[t].expand(len(ids), -1, -1, -1))) for t in times for ids in parts]
     total = sum(len(parts) * len(generate.visited(sampling, model.diffusion, t)) for t in times)
-    steps = watched(chains(model, sampling, batches), total, "sampling", screen, preview=to.preview)
+    steps = watched(chains(model, sampling, batches), total, "sampling", making.screen, preview=making.to.preview)
     ends = (pixels_of(step.x_t) for step in steps if step.t == 0)
     rows = [np.concatenate([pixels_of(shared[t]), *islice(ends, len(parts))]) for t in times]
     table = Table(np.stack(rows), [f"t = {t}" for t in times], ["x_t", *map(str, range(n))], "image")
-    yield from write_table(to, made, table, screen)
+    yield from write_table(making.to, made, table, making.screen)

@@ -11,15 +11,9 @@ from .options import (
     Command,
     GridType,
     PathType,
-    batch_size_option,
-    force_option,
-    machine_options,
-    model_option,
-    preview_option,
+    picture_options,
     put_results,
     sampler_options,
-    sheet_scale_option,
-    verbosity_options,
 )
 
 EPILOG = """\b
@@ -34,20 +28,9 @@ Examples:
 
 
 @click.command("sample", cls=Command, epilog=EPILOG)
-@model_option
 @click.option("-n", "n", type=click.IntRange(1, 10_000_000), help="How many images.  [default: 16]")
-@click.option(
-    "-o",
-    "--output",
-    type=PathType(dash=True),
-    default="grid.png",
-    show_default=True,
-    help="A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif, .webp or .apng (the "
-    "chain), or - (PNG on stdout).",
-)
 @click.option("--seed", type=click.IntRange(0), help="Image i of a seed is always the same.  [default: 0]")
 @sampler_options
-@batch_size_option
 @click.option(
     "--grid",
     "cells",
@@ -55,12 +38,12 @@ Examples:
     type=GridType(),
     help="Rows x columns of the sheet.  [default: nearly square]",
 )
-@sheet_scale_option
 @click.option("--like", type=PathType(), help="Take every setting not given from this PNG.")
-@machine_options
-@preview_option
-@force_option
-@verbosity_options
+@picture_options(
+    "grid.png",
+    "A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif, .webp or .apng (the chain), or - "
+    "(PNG on stdout).",
+)
 def command(
     output: Path,
     like: Path | None,
