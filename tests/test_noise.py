@@ -182,7 +182,6 @@ def test_an_existing_output_is_kept_unless_forced(ddpm: Ddpm, tmp_path: Path) ->
 def test_outputs_that_cannot_be_written(ddpm: Ddpm, tmp_path: Path) -> None:
     source = save(tmp_path / "a.png", picture("L"))
     assert ddpm("noise", source, "-o", "nowhere/b.png").returncode == 7
-    assert ddpm("noise", source, "-o", tmp_path).returncode == 2
     odd = ddpm("noise", source, "-o", "b.docx")
     assert odd.returncode == 2
     assert ".png" in odd.stderr

@@ -129,7 +129,7 @@ def test_where_there_is_no_terminal_a_line_says_so(capsys: pytest.CaptureFixture
         screen = Screen(verbosity)
         screen.picture(pixels)
         assert list(screen.progress(range(3), 3, "going", picture=asked.append)) == [0, 1, 2]
-        said = ["no preview is drawn: stderr is no terminal"] * 2 if verbosity == 0 else []
+        said = ["no preview is drawn: stderr is no terminal"] if verbosity == 0 else []
         assert capsys.readouterr().err.splitlines() == said
     assert asked == []
     assert list(Screen().progress(range(3), 3, "going")) == [0, 1, 2]

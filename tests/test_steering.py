@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.errors import ArgumentError
 from ddpm_cli.generate import Start, last, pixels_of
 from ddpm_cli.model import Model
-from ddpm_cli.sampling import Sampling
+from ddpm_cli.sampling import SAMPLERS, Sampling
 
 FP32 = ("--precision", "fp32", "--device", "cpu")
 FAST = ("-m", "builtin:digits", "--sampler", "ddim", "--steps", "5", *FP32)
@@ -122,7 +123,7 @@ def test_a_pipe_of_noise_and_denoise_is_denoise_by_strength(ddpm: Ddpm, folder: 
     assert "8 bits" not in piped.stderr
     rounded = ddpm("noise", "-", "--t", "400", stdin=(folder / "a.png").read_bytes())
     nearly = ddpm("denoise", "-", "--t", "400", "-o", "-", *FAST, stdin=rounded.stdout)
-    assert "stdin: a picture holds x_t in 8 bits and clipped to [-1, 1]" in nearly.stderr
+    assert "a picture holds x_t in 8 bits and clipped to [-1, 1]" in nearly.stderr
     assert nearly.returncode == 0
 
 
@@ -133,15 +134,21 @@ def test_little_noise_leaves_the_image_as_it_is(ddpm: Ddpm, folder: Path, digits
     assert text(folder / "x.png", "ddpm denoise")["t"] == 1
 
 
-def test_variations_and_folders_do_not_depend_on_each_other(ddpm: Ddpm, folder: Path) -> None:
+def test_each_image_and_variation_has_its_own_noise_whatever_the_batch(ddpm: Ddpm, folder: Path) -> None:
     options = ("--strength", "0.5", "--variations", "3", *FAST)
     done = ddpm("denoise", "a.png", "b.png", *options, "-o", "out")
     expected = [f"out/{name}-{v}.png" for name in "ab" for v in range(3)]
     assert done.lines == expected, done.stderr
-    alone = ddpm("denoise", "b.png", *options, "-o", "alone", "--batch-size", "1")
-    assert alone.lines == [f"alone/b-{v}.png" for v in range(3)]
+    one_by_one = ddpm("denoise", "a.png", "b.png", *options, "-o", "single", "--batch-size", "1")
+    for path, same in zip(done.lines, one_by_one.lines, strict=True):
+        np.testing.assert_array_equal(pixels(folder / path), pixels(folder / same))
+    alone = ddpm("denoise", "a.png", *options, "-o", "alone")
+    assert alone.lines == [f"alone/a-{v}.png" for v in range(3)]
     for v in range(3):
-        np.testing.assert_array_equal(pixels(folder / "out" / f"b-{v}.png"), pixels(folder / "alone" / f"b-{v}.png"))
+        np.testing.assert_array_equal(pixels(folder / "out" / f"a-{v}.png"), pixels(folder / "alone" / f"a-{v}.png"))
+    whole = ("--strength", "1", *FAST)  # nothing is left of the images, so only their noise tells them apart
+    first, second = (pixels(folder / path) for path in ddpm("denoise", "a.png", "b.png", *whole, "-o", "new").lines)
+    assert np.abs(first.astype(int) - second).mean() > 20
     results = [pixels(folder / path).tobytes() for path in expected]
     assert len(set(results)) == 6
     np.save(folder / "many.npy", np.zeros((2, 8, 8, 1), np.float32))
@@ -222,6 +229,16 @@ def test_images_that_share_x_t_are_those_of_one_chain(ddpm: Ddpm, tiny_run: Path
     assert not (rows[1][2] == rows[1][1]).all()
 
 
+def test_chains_without_noise_that_end_at_one_image_are_warned_about(ddpm: Ddpm, folder: Path) -> None:
+    warning = "warning: --sampler ddim adds no noise, so images from one x_t are all the same"
+    assert warning in ddpm("progressive", "-n", "2", "--share-from", "500", *FAST).stderr
+    assert warning in ddpm("denoise", "a.png", "--t", "9", "--variations", "2", *FAST).stderr
+    assert (
+        warning not in ddpm("denoise", "a.png", "--t", "9", "--variations", "2", *FAST, "--eta", "1", "--force").stderr
+    )
+    assert warning not in ddpm("denoise", "a.png", "--strength", "0.1", "--variations", "2", *FAST, "--force").stderr
+
+
 # --- inpaint ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,15 +306,20 @@ WRONG = [
     ("denoise a.png a.png --strength 0.5", 2, "several images would become a.png"),
     ("interpolate a.png large.png", 3, "large.png is 12x9, grey"),
     ("interpolate a.png none.png", 3, "there is no file none.png"),
-    ("interpolate a.png b.png --t 1001", 2, "--t 1001 is outside 0..1000"),
+    ("interpolate a.png b.png --t 1001", 2, "--t 1001 is outside 0..1000, the steps of this model"),
+    ("interpolate a.png b.png --t 300,9,300", 2, "--t has 300 twice"),
     ("interpolate a.png b.png --steps 1", 2, "1 is not in the range"),
     ("progressive --t 1001", 2, "--t 1001 is outside 0..1000"),
-    ("progressive --share-from 0", 2, "there is no step 0; this model has steps 1 to 1000"),
+    ("progressive --share-from 0", 2, "--share-from 0 is outside 1..1000"),
+    ("progressive --share-from 7,7", 2, "--share-from has 7 twice"),
+    ("progressive --t 7,7", 2, "--t has 7 twice"),
+    ("progressive -n 600", 2, "the sheet of 5,400 images would have"),
     ("progressive --share-from 5 --t 9", 2, "--t is of Figure 6, and --share-from of Figure 7"),
-    ("inpaint a.png large.png", 3, "large.png: the mask is 12x9, and the model's images 8x8; --resize"),
+    ("inpaint a.png large.png", 3, "large.png: the mask is 12x9, and a.png is 8x8; they must be of one size"),
     ("inpaint a.png black.png", 3, "black.png: no pixel of the mask is white, so there is nothing to make anew"),
     ("inpaint a.png white.png", 3, "white.png: all of the mask is white, so nothing is known"),
-    ("inpaint large.png mask.png", 3, "large.png is 12x9, grey"),
+    ("inpaint large.png mask.png", 3, "mask.png: the mask is 8x8, and large.png is 12x9"),
+    ("inpaint large.png large.png", 3, "large.png is 12x9, grey, and the model"),
     ("inpaint a.png mask.png --steps 1001", 2, "--steps is 1001; this model has steps 1 to 1000"),
     ("sample --timesteps 500,600", 2, "--timesteps has 500 before 600"),
     ("sample --sampler dpm++ --eta 1", 2, "--eta belongs to --sampler ddim"),
@@ -364,14 +386,47 @@ def test_ctrl_c_leaves_finished_images_and_their_names(folder: Path, ddpm_env: d
 
 
 def test_a_reader_that_leaves_ends_it_quietly(folder: Path, ddpm_env: dict[str, str]) -> None:
-    program = f"{sys.executable} -m ddpm_cli denoise a.png --strength 0.5 {' '.join(FAST)} -o - -q"
-    done = subprocess.run(
-        ["bash", "-c", f"{program} | true; echo ${{PIPESTATUS[0]}}"],
-        cwd=folder,
-        env=ddpm_env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.strip() in ("141", "0")  # 0 if all was in the pipe before the reader had left
-    assert done.stderr == ""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ddpm_cli", "denoise", "a.png", "--strength", "0.5", *FAST, "-o", "-", "-q"]
+    done = subprocess.run(command, cwd=folder, env=ddpm_env, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == b""
+
+
+def test_finished_rows_of_a_table_are_there_before_the_others(folder: Path, ddpm_env: dict[str, str]) -> None:
+    times = ",".join(map(str, range(1000, 300, -1)))
+    command = ["interpolate", "a.png", "b.png", "--t", times, "--steps", "2", *CHAIN, "-o", "out"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ddpm_cli", *command], cwd=folder, env=ddpm_env, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "out/t1000-000-lambda0.000.png\n"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert pixels(folder / "out" / "t1000-000-lambda0.000.png").shape == (8, 8)
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned-range"])
+def test_models_that_learn_their_variance_are_steered_too(ddpm: Ddpm, folder: Path, variance: str) -> None:
+    options = ("--variance", variance, "--timesteps", "20", "--batch-size", "4", "--steps", "1")
+    assert ddpm("train", "builtin:digits", "-o", "run", *options, "--device", "cpu").returncode == 0
+    for command in (
+        ("denoise", "a.png", "--strength", "0.5"),
+        ("interpolate", "a.png", "b.png"),
+        ("progressive", "-n", "2"),
+        ("progressive", "-n", "2", "--share-from", "9"),
+        ("inpaint", "a.png", "mask.png"),
+        ("sample", "--sampler", "langevin", "--steps", "20"),
+        ("sample", "--sampler", "dpm++", "--steps", "5"),
+    ):
+        done = ddpm(*command, "-m", "run", "-o", "x.png", "--force", *FP32)
+        assert done.returncode == 0, (command, done.stderr)
+    few = ddpm("inpaint", "a.png", "mask.png", "-m", "run", "-o", "y.png", "--steps", "5", *FP32)
+    assert (few.returncode, "use --steps 20" in few.stderr) == ((2, True) if variance == "learned" else (0, False))
+
+
+def test_every_sampler_that_can_be_named_can_be_run() -> None:
+    assert list(generate.SAMPLERS) == list(SAMPLERS)

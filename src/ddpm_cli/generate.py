@@ -92,8 +92,8 @@ def visited(sampling: Sampling, d: Diffusion, start: int | None = None) -> list[
         steps = [*(t for t in steps if t < start), start]
     if sampling.traits.ancestral and d.variance == "learned" and steps[-1] != len(steps):
         raise ArgumentError(
-            f"this model has learned the variances of its {T} single steps, and {len(steps)} are asked for; leave out "
-            "--steps, or use --sampler ddim"
+            f"this model has learned the variances of its {T} single steps, of which {len(steps)} are asked for; use "
+            f"--steps {T}, or --sampler ddim"
         )
     return steps
 

@@ -88,6 +88,11 @@ class Sampling:
         return SAMPLERS[self.sampler]
 
     @property
+    def draws_noise(self) -> bool:
+        """Whether two chains from one x_t may end at two images."""
+        return self.traits.ancestral or self.settings.get("eta", 0) > 0
+
+    @property
     def settings(self) -> dict[str, float]:
         """The sampler's own settings by name."""
         own = {name: getattr(self, name) for name in self.traits.settings}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from .. import generate, steering
@@ -15,11 +18,10 @@ from ..model import Model
 from ..pixels import grid_shape
 from ..ui.console import Screen
 from .inputs import Input, read
-from .making import Made, Making, fitted, shown, tensor
+from .making import Making, fitted, shown, tensor
 from .output import (
     Batch,
     chains,
-    check_pictures,
     watched,
     write_pictures,
 )
@@ -52,57 +54,66 @@ def denoise(paths: list[Path], options: Denoise, making: Making) -> Iterator[Pat
     model, sampling = making.open(), making.sampling
     t = options.step(model.diffusion.schedule.T)
     chain = generate.visited(sampling, model.diffusion, t)
-    images = [image for path in paths for image in _latents(read(path), model, options, making.screen)]
+    images = [image for path in paths for image in _images(read(path), model, options, making.screen)]
+    if options.t is not None and not all(image.is_latent for image in images):
+        making.screen.say(
+            "a picture holds x_t in 8 bits and clipped to [-1, 1], so it is not quite x_t; ddpm noise -o x.npy is exact"
+        )
     several = options.variations
-    names = [f"{name}-{v}" if several > 1 else name for name, _ in images for v in range(several)]
+    if options.t is not None and several > 1:
+        making.warn_of_copies()
+    names = [f"{image.name}-{v}" if several > 1 else image.name for image in images for v in range(several)]
     _check_names(names)
-    shape = (len(images), several) if several > 1 else grid_shape(len(images))
-    settings = {"model": model.source, "t": t, "strength": options.strength, **asdict(sampling)}
-    made = Made("denoise", names, shape, making.scale, settings)
-    check_pictures(making.to, made)
+    grid = (len(images), several) if several > 1 and len(images) > 1 else grid_shape(len(names))
+    made = making.made(model, "denoise", names, grid, {"t": t, "strength": options.strength})
+    making.check(made, model)
 
-    def batches() -> Iterator[Batch]:
-        for places in parts:
-            variations = [place % several for place in places]
-            rows = [images[place // several][1] for place in places]
-            yield Batch(places, variations, Start(t, _started(model, rows, variations, t, sampling.seed, options)))
+    def batch(places: range) -> Batch:
+        """Image i of a call, and variation i of an image, has the noise of number i, as image i of a seed has."""
+        starts = [_x_t(model, images[place // several], t, sampling.seed, place, options) for place in places]
+        return Batch(places, places, Start(t, torch.cat(starts)))
 
     parts = list(generate.batches(0, len(names), making.batch_size))
-    steps = chains(model, sampling, batches())
+    steps = chains(model, sampling, map(batch, parts))
     steps = watched(steps, len(parts) * len(chain), "denoising", making.screen, preview=making.to.preview)
     yield from write_pictures(making.to, made, steps, chain, making.screen)
 
 
-def _latents(image: Input, model: Model, options: Denoise, screen: Screen) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each image in a file, (C, H, W), by a name: x_t, or x_0 where it is to be noised."""
-    if not image.is_array:
-        if options.t is not None:
-            screen.say(
-                f"{image.name}: a picture holds x_t in 8 bits and clipped to [-1, 1], so it is not quite x_t; "
-                "ddpm noise -o x.npy keeps it exactly"
-            )
-        yield image.stem, tensor(fitted(image, model, options.resize, screen))
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One image to begin from, by the name of its file: uint8 pixels, or x_t in float32, (H, W, C)."""
+
+    name: str
+    values: npt.NDArray[Any]
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether these are x_t itself."""
+        return self.values.dtype == np.float32
+
+
+def _images(file: Input, model: Model, options: Denoise, screen: Screen) -> Iterator[Image]:
+    """What is in a file, as the model has its images."""
+    if not file.is_array:
+        yield Image(file.stem, fitted(file, model, options.resize, screen))
         return
     if options.t is None:
-        raise InputError(f"{image.name} is a .npy, which holds x_t; say with --t which, instead of --strength")
-    latents = image.latents()
+        raise InputError(f"{file.name} is a .npy, which holds x_t; say with --t which, instead of --strength")
+    latents = file.latents()
     C, H, W = model.shape
     if latents.shape[1:] != (H, W, C):
         raise InputError(
-            f"{image.name} holds x_t of {shown(latents.shape[1:])}; the model {model.source} takes {shown((H, W, C))}"
+            f"{file.name} holds x_t of {shown(latents.shape[1:])}; the model {model.source} takes {shown((H, W, C))}"
         )
     for number, x_t in enumerate(latents):
-        yield image.stem if len(latents) == 1 else f"{image.stem}-{number}", torch.from_numpy(x_t).permute(2, 0, 1)
+        yield Image(file.stem if len(latents) == 1 else f"{file.stem}-{number}", x_t)
 
 
-def _started(
-    model: Model, rows: list[torch.Tensor], variations: list[int], t: int, seed: int, options: Denoise
-) -> torch.Tensor:
-    """x_t of a batch: what is given, or what the forward process makes of it, each variation with its own noise."""
-    if options.t is not None:
-        return torch.stack(rows)
-    noised = (steering.noised(model.diffusion, x[None], t, seed, v) for x, v in zip(rows, variations, strict=True))
-    return torch.cat(list(noised))
+def _x_t(model: Model, image: Image, t: int, seed: int, number: int, options: Denoise) -> torch.Tensor:
+    """Where a chain begins, (1, C, H, W): what is given, or what the forward process makes of it."""
+    values = image.values
+    x = tensor(values) if values.dtype == np.uint8 else torch.from_numpy(values).permute(2, 0, 1)
+    return x[None] if options.t is not None else steering.noised(model.diffusion, x[None], t, seed, number)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ Examples:
 @click.option("-n", "n", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many results.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=10, show_default=True, help="Of resampling.")
 @resize_option
-@click.option("--steps", type=click.IntRange(1), help="Of the reverse chain.  [default: 100]")
+@click.option("--steps", type=click.IntRange(1), help="Of the reverse chain.  [default: 250]")
 @spacing_options
 @seed_option
 @picture_options("inpainted.png", "As of ddpm sample.")

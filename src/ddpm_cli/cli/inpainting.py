@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .. import generate, steering
@@ -17,17 +17,16 @@ from ..data.fit import fit
 from ..diffusion.samplers import repaint_walk
 from ..errors import InputError
 from ..model import Model
-from ..pixels import grid_shape, to_channels
+from ..pixels import grid_shape
 from .inputs import Input, read
-from .making import Made, Making, fitted, shown, tensor
+from .making import Making, fitted, shown, tensor
 from .output import (
     BatchStep,
-    check_pictures,
     watched,
     write_pictures,
 )
 
-INPAINT_STEPS = 100  # each of which is gone many times
+INPAINT_STEPS = 250  # as in the paper of RePaint; each of them is gone many times
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,20 @@ class Inpaint:
 def inpaint(image: Path, mask: Path, options: Inpaint, making: Making) -> Iterator[Path | bytes]:
     """RePaint: make the pixels anew where the mask is white, ``n`` times."""
     model, sampling = making.open(), making.sampling
-    pixels = fitted(read(image), model, options.resize, making.screen)
-    known = _known(read(mask), model, options.resize)
-    settings = {"model": model.source, "n": options.n, "rounds": options.rounds, **asdict(sampling)}
+    picture, cover = read(image), read(mask)
+    _check_sizes(picture, cover)
+    pixels = fitted(picture, model, options.resize, making.screen)
+    known = _known(cover, model)
     stem = "stdin" if str(image) == "-" else image.stem
     names = [f"{stem}-{i}" for i in range(options.n)]
-    made = Made("inpaint", names, grid_shape(options.n), making.scale, settings)
-    check_pictures(making.to, made)
     if sampling.steps is None and sampling.timesteps is None:
-        sampling = replace(sampling, steps=min(INPAINT_STEPS, model.diffusion.schedule.T))
+        T = model.diffusion.schedule.T
+        sampling = replace(sampling, steps=T if model.diffusion.variance == "learned" else min(INPAINT_STEPS, T))
     chain = generate.visited(sampling, model.diffusion)
+    made = replace(making, sampling=sampling).made(
+        model, "inpaint", names, grid_shape(options.n), {"rounds": options.rounds}
+    )
+    making.check(made, model)
     walk = [len(chain), *repaint_walk(len(chain), options.rounds)]
     down = sum(after < before for before, after in pairwise(walk))
     x_0, mask_ = tensor(pixels)[None].to(model.device), torch.from_numpy(known)[None, None].float().to(model.device)
@@ -65,21 +68,23 @@ def inpaint(image: Path, mask: Path, options: Inpaint, making: Making) -> Iterat
     yield from write_pictures(making.to, made, steps, chain, making.screen)
 
 
-def _known(mask: Input, model: Model, resize: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where a mask is dark, (H, W).
+def _check_sizes(image: Input, mask: Input) -> None:
+    """Refuse a mask that is not of its image's size: no pixel of it would be known to belong to one of the image."""
+    size, of_mask = (file.raster().pixels.shape[:2] for file in (image, mask))
+    if size != of_mask:
+        raise InputError(
+            f"{mask.name}: the mask is {shown(of_mask)}, and {image.name} is {shown(size)}; they must be of one size"
+        )
+
+
+def _known(mask: Input, model: Model) -> npt.NDArray[np.bool_]:
+    """Where a mask is dark, (H, W) of the model's images.
 
     Raises:
-        InputError: it is of another size than the model's images, or says that all or nothing is known.
+        InputError: it says that all or nothing is known.
     """
     _, H, W = model.shape
-    raster = mask.raster()
-    if raster.pixels.shape[:2] != (H, W) and not resize:
-        raise InputError(
-            f"{mask.name}: the mask is {shown(raster.pixels.shape[:2])}, and the model's images {H}x{W}; --resize "
-            "scales and crops it"
-        )
-    grey = fit(io.BytesIO(mask.data), (H, W), 1)[0] if resize else to_channels(raster, 1)
-    known: np.ndarray[Any, np.dtype[np.bool_]] = grey[:, :, 0] < 128
+    known: npt.NDArray[np.bool_] = fit(io.BytesIO(mask.data), (H, W), 1)[0][:, :, 0] < 128
     if known.all():
         raise InputError(f"{mask.name}: no pixel of the mask is white, so there is nothing to make anew")
     if not known.any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ def listed(given: Iterable[Path], files_from: Path | None, null: bool, *, arrays
     if files_from is not None:
         text = read(files_from).data
         parts = text.split(b"\0" if null else b"\n")
-        names += [Path(part.decode("utf-8", "surrogateescape")) for part in parts if part.strip(b"\r")]
+        lines = parts if null else [part.removesuffix(b"\r") for part in parts]
+        names += [Path(os.fsdecode(line)) for line in lines if line]
     if not names:
         raise ArgumentError("no image is named; give some, a folder, or --files-from")
     return [path for name in names for path in _expanded(name, (".npy",) if arrays else ())]

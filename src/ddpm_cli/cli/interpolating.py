@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .. import generate, steering
-from ..errors import ArgumentError
 from ..generate import pixels_of
 from ..model import Model
 from .inputs import read
-from .making import Made, Making, fitted, tensor
+from .making import Making, check_times, fitted, tensor
 from .output import (
+    LABELLED,
     Batch,
+    Cells,
     Table,
     chains,
-    check_pictures,
     watched,
     write_table,
 )
@@ -37,34 +36,38 @@ class Interpolate:
 
 def interpolate(a: Path, b: Path, options: Interpolate, making: Making) -> Iterator[Path | bytes]:
     """Figures 8 and 9: what lies between two images at each t, a row each; t = 0 mixes their pixels."""
-    model, sampling = making.open(), making.sampling
+    model = making.open()
     T = model.diffusion.schedule.T
     times = options.times or (T // 2,)
-    if bad := [t for t in times if not 0 <= t <= T]:
-        raise ArgumentError(f"--t {bad[0]} is outside 0..{T}")
+    check_times("--t", times, 0, T)
     ends = [fitted(read(path), model, options.resize, making.screen) for path in (a, b)]
-    x, y = (tensor(end)[None].to(model.device) for end in ends)
     lambdas = np.linspace(0, 1, options.lambdas).tolist()
     names = [f"t{t:04d}-{i:03d}-lambda{weight:.3f}" for t in times for i, weight in enumerate(lambdas)]
-    settings = {"model": model.source, "t": list(times), "lambdas": lambdas, **asdict(sampling)}
-    made = Made("interpolate", names, (len(times), len(lambdas)), making.scale, settings)
-    check_pictures(making.to, made)
-    parts = list(generate.batches(0, len(lambdas), making.batch_size))
-    batches = [_batch(model, x, y, t, [lambdas[i] for i in part], sampling.seed) for t in times if t for part in parts]
-    total = sum(len(parts) * len(generate.visited(sampling, model.diffusion, t)) for t in times if t)
+    settings = {"lambdas": lambdas, "t": list(times)}
+    made = making.made(model, "interpolate", names, (len(times), len(lambdas)), settings)
+    making.check(made, model, LABELLED)
+    x_0, other = (tensor(end)[None].to(model.device) for end in ends)
+    cells = _cells(model, (x_0, other), times, lambdas, making)
+    labels = ["source", *(f"{weight:.3g}" for weight in lambdas), "source"]
+    table = Table([f"t = {t}" for t in times], labels, "lambda", *ends)
+    yield from write_table(making.to, made, cells, table, making.screen)
+
+
+def _cells(
+    model: Model, ends: tuple[torch.Tensor, torch.Tensor], times: tuple[int, ...], lambdas: list[float], making: Making
+) -> Iterator[Cells]:
+    (x_0, other), sampling, n = ends, making.sampling, len(lambdas)
+    batches = []
+    for row, t in enumerate(times):
+        for part in generate.batches(0, n, making.batch_size):
+            places = range(row * n + part.start, row * n + part.stop)
+            weights = lambdas[part.start : part.stop]
+            if t == 0:
+                yield Cells(places, pixels_of(torch.cat([(1 - w) * x_0 + w * other for w in weights])))
+            else:
+                start = steering.between(model.diffusion, x_0, other, t, weights, sampling.seed)
+                # They all meet one noise, so that only lambda makes the difference.
+                batches.append(Batch(places, [0] * len(part), start))
+    total = sum(len(generate.visited(sampling, model.diffusion, batch.start.t)) for batch in batches if batch.start)
     steps = watched(chains(model, sampling, batches), total, "interpolating", making.screen, preview=making.to.preview)
-    done = (pixels_of(step.x_t) for step in steps if step.t == 0)
-    mixed = pixels_of(torch.cat([(1 - weight) * x + weight * y for weight in lambdas]))
-    cells = np.stack([np.concatenate(list(islice(done, len(parts)))) if t else mixed for t in times])
-    labels = [f"{weight:.3g}" for weight in lambdas]
-    if not making.to.is_folder and making.to.suffix == ".png":
-        first, last = (np.repeat(end[None, None], len(times), axis=0) for end in ends)
-        cells, labels = np.concatenate([first, cells, last], axis=1), ["source", *labels, "source"]
-    table = Table(cells, [f"t = {t}" for t in times], labels, "lambda")
-    yield from write_table(making.to, made, table, making.screen)
-
-
-def _batch(model: Model, x: torch.Tensor, y: torch.Tensor, t: int, lambdas: list[float], seed: int) -> Batch:
-    """Chains from x_t that lie between two images. They meet one noise, so that only lambda makes the difference."""
-    start = steering.between(model.diffusion, x, y, t, lambdas, seed)
-    return Batch(range(len(lambdas)), [0] * len(lambdas), start)
+    yield from (Cells(step.places, pixels_of(step.x_t)) for step in steps if step.t == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ import torch
 
 from .. import __version__
 from ..data.fit import fit
-from ..errors import InputError
+from ..errors import ArgumentError, InputError
 from ..model import Model
 from ..pixels import COLOURS, Pixels, Raster, to_channels, to_float
 from ..sampling import Sampling
 from ..ui.console import Screen, log_to
 from .inputs import Input
 from .models import open_model
-from .output import Destination
+from .output import SEEN, Destination, check_pictures, check_sheet
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,38 @@ class Making:
         """The model, ready."""
         return open_model(self.model, self.screen, device=self.device, precision=self.precision)
 
+    def made(
+        self, model: Model, command: str, names: Sequence[str], grid: tuple[int, int], settings: dict[str, Any]
+    ) -> Made:
+        """The images that a command is about to make, with what decides them beside its own ``settings``."""
+        used = {
+            "model": model.source,
+            "step": model.provenance.step,
+            "precision": model.denoiser.precision,
+            **asdict(self.sampling),
+            **settings,
+        }
+        return Made(
+            command, names, grid, self.scale, {name: value for name, value in used.items() if value is not None}
+        )
+
+    def warn_of_copies(self) -> None:
+        """Say that chains from one x_t will all end at one image, if they will."""
+        if not self.sampling.draws_noise:
+            self.screen.warn(
+                f"--sampler {self.sampling.sampler} adds no noise, so images from one x_t are all the same; use ddpm, or "
+                "ddim with --eta"
+            )
+
+    def check(self, made: Made, model: Model, at_least: int = SEEN) -> None:
+        """Refuse, before the work, what cannot be written.
+
+        Args:
+            at_least: pixels that an image has on a sheet.
+        """
+        check_pictures(self.to, made)
+        check_sheet(self.to, made, model.shape, at_least)
+
 
 @dataclass(frozen=True)
 class Made:
@@ -80,8 +112,9 @@ class Made:
         return self.names[place]
 
     def text(self, place: int | None) -> dict[str, str]:
-        """The text chunks of a PNG: the same for each of them."""
-        return {f"ddpm {self.command}": json.dumps(self.settings), "Software": f"ddpm {__version__}"}
+        """The text chunks of one's PNG, or of the sheet's."""
+        which = {} if place is None else {"image": self.names[place]}
+        return {f"ddpm {self.command}": json.dumps(self.settings | which), "Software": f"ddpm {__version__}"}
 
 
 def fitted(image: Input, model: Model, resize: bool, screen: Screen) -> Pixels:
@@ -97,7 +130,7 @@ def fitted(image: Input, model: Model, resize: bool, screen: Screen) -> Pixels:
         for note in notes:
             screen.say(f"{image.name}: {note}")
         return pixels
-    size, channels = raster.pixels.shape[:2], _channels(raster)
+    size, channels = raster.pixels.shape[:2], _channels(raster, C)
     if (*size, channels) != (H, W, C):
         raise InputError(
             f"{image.name} is {shown((*size, channels))}, and the model {model.source} makes {shown((H, W, C))}; "
@@ -106,8 +139,11 @@ def fitted(image: Input, model: Model, resize: bool, screen: Screen) -> Pixels:
     return to_channels(raster, C)
 
 
-def _channels(raster: Raster) -> int:
-    return 4 if raster.has_alpha else 1 if raster.is_grey else 3
+def _channels(raster: Raster, expected: int) -> int:
+    """Of an image; an alpha channel counts if it says something, or if it is expected."""
+    if raster.has_alpha or raster.pixels.shape[2] == expected == 4:
+        return 4
+    return 1 if raster.is_grey else 3
 
 
 def tensor(pixels: Pixels) -> torch.Tensor:
@@ -118,3 +154,16 @@ def tensor(pixels: Pixels) -> torch.Tensor:
 def shown(shape: Sequence[int]) -> str:
     size = "x".join(map(str, shape[:2]))
     return f"{size}, {COLOURS.get(shape[2], f'{shape[2]} channels')}" if len(shape) > 2 else size
+
+
+def check_times(option: str, times: Sequence[int], low: int, high: int) -> None:
+    """Refuse steps that a model does not have, and one that is named twice.
+
+    Raises:
+        ArgumentError: there is such a step.
+    """
+    for place, t in enumerate(times):
+        if not low <= t <= high:
+            raise ArgumentError(f"{option} {t} is outside {low}..{high}, the steps of this model")
+        if t in times[:place]:
+            raise ArgumentError(f"{option} has {t} twice")

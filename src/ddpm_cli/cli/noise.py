@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def command(
     text = {"t": list(times), "schedule": schedule, "timesteps": timesteps, "stepwise": stepwise, "seed": seed}
     settings = Settings(s, times, stepwise, seed, {"ddpm noise": json.dumps(text)})
     paths = listed(images, files_from, null)
-    many = len(paths) > 1 or any(path.is_dir() for path in images)
+    in_folder = output is not None and output != STDIN and (output.is_dir() or not output.suffix)
+    many = in_folder or len(paths) > 1 or any(path.is_dir() for path in images)
     outputs = _outputs(paths, times, output, kind, many=many)
     for path in outputs:
         _check(path, force, folder=output if many else None)
@@ -135,9 +137,8 @@ def _outputs(
         return [output]
     if output is None or output == STDIN or output.suffix:
         raise ArgumentError(f"{len(paths)} images make as many files; name a folder for them with -o, such as noisy/")
-    doubles = {name for name in names if names.count(name) > 1}
-    if doubles:
-        raise ArgumentError(f"several images would become {min(doubles)}; give them in several calls")
+    if doubles := [name for name, count in Counter(names).items() if count > 1]:
+        raise ArgumentError(f"several images would become {doubles[0]}; give them in several calls")
     return [output / name for name in names]
 
 

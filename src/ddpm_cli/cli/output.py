@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from ..files import check_output, disk_errors, printable, write_file
 from ..generate import Start, pixels_of
 from ..model import Model
-from ..pixels import Pixels, encode_png, grid, sheet_scale, to_image
+from ..pixels import MAX_PIXELS, MAX_SIDE, Pixels, encode_png, grid, sheet_scale, to_image
 from ..sampling import Sampling
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, GIF_ALPHA, chain_frames, encode, encode_animation, loses_alpha
@@ -24,7 +24,7 @@ from ..ui.sheet import labelled
 from .options import refuse_terminal
 
 PREVIEWED = 64  # images at most
-LABELLED = 48  # pixels that the shorter side of an image below a label has at least
+SEEN, LABELLED = 32, 48  # pixels that the shorter side of an image has at least on a sheet, and below a label
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,24 @@ def check_pictures(to: Destination, pictures: Pictures) -> None:
         check_output(output, force=to.force)
 
 
+def check_sheet(to: Destination, pictures: Pictures, shape: tuple[int, int, int], at_least: int = SEEN) -> None:
+    """Refuse, before the work, a sheet of images (C, H, W) that is larger than programs show, this one included.
+
+    Raises:
+        ArgumentError: it would be.
+    """
+    if to.is_folder or to.suffix in (".npy", ".npz"):
+        return
+    _, H, W = shape
+    scale = pictures.scale or sheet_scale((H, W), at_least)
+    height, width = (count * (side * scale + 2) for count, side in zip(pictures.grid, (H, W), strict=True))
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise ArgumentError(
+            f"the sheet of {pictures.n:,} images would have {height:,}x{width:,} pixels, which few programs show; make "
+            "fewer, use a smaller --scale, or name a folder or a .npy"
+        )
+
+
 def chains(model: Model, sampling: Sampling, batches: Iterable[Batch]) -> Iterator[BatchStep]:
     """All chains, one batch after the other."""
     for batch in batches:
@@ -140,9 +158,8 @@ def write_pictures(
         chain: the steps of the chain, ascending, of which an animation shows some.
     """
     if to.is_folder:
-        for step in steps:
-            if step.t == 0:
-                yield from _write_files(to, pictures, step.places, pixels_of(step.x_t))
+        ends = (Cells(step.places, pixels_of(step.x_t)) for step in steps if step.t == 0)
+        yield from _write_files(to, pictures, ends, screen)
         return
     frames = _frames(steps, chain_frames([0, *chain[:-1]]) if to.suffix in ANIMATIONS else [0])
     if to.preview:
@@ -152,54 +169,76 @@ def write_pictures(
         return
     rows, columns = pictures.grid
     single = pictures.n == 1 and pictures.scale is None
-    scale = pictures.scale or sheet_scale(frames[0].shape[1:3])
+    scale = pictures.scale or sheet_scale(frames[0].shape[1:3], SEEN)
     sheets = [frame[0] if single else grid(frame, rows, columns, scale=scale) for frame in frames]
     yield from _write_sheets(to, sheets, pictures, screen)
 
 
 @dataclass(frozen=True, eq=False)
+class Cells:
+    """Finished images, (n, H, W, C) uint8, and their places among all."""
+
+    places: Sequence[int]
+    images: Pixels
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
-    """Images in rows and columns with a meaning.
+    """What the rows and columns of `Pictures.grid` mean.
 
     Args:
-        cells: (R, C, H, W, channels) uint8.
         rows, columns: their labels; none for no labels.
         corner: what the labels are of.
+        before, after: images that stand beside each row of a sheet.
     """
 
-    cells: Pixels
     rows: Sequence[str]
     columns: Sequence[str]
     corner: str = ""
+    before: Pixels | None = None
+    after: Pixels | None = None
 
 
-def write_table(to: Destination, pictures: Pictures, table: Table, screen: Screen) -> Iterator[Path | bytes]:
+def write_table(
+    to: Destination, pictures: Pictures, cells: Iterable[Cells], table: Table, screen: Screen
+) -> Iterator[Path | bytes]:
     """Write images as a sheet with labels, or an animation from column to column, or as `write_pictures` would."""
-    cells = table.cells
-    flat = cells.reshape(-1, *cells.shape[2:])
-    if to.preview:
-        screen.picture(grid(flat, *cells.shape[:2], gap=1))
     if to.is_folder:
-        yield from _write_files(to, pictures, range(len(flat)), flat)
+        yield from _write_files(to, pictures, cells, screen)
         return
+    by_place = {place: image for part in cells for place, image in zip(part.places, part.images, strict=True)}
+    flat = np.stack([by_place[place] for place in range(pictures.n)])
+    rows, columns = pictures.grid
+    if to.preview:
+        screen.picture(grid(flat[: PREVIEWED * columns], min(rows, PREVIEWED), columns, gap=1))
     if to.suffix in (".npy", ".npz"):
         yield from _write(to, _encode_array(flat, to.suffix))
         return
     scale = pictures.scale or sheet_scale(flat.shape[1:3], LABELLED)
+    images = flat.reshape(rows, columns, *flat.shape[1:])
     if to.suffix in ANIMATIONS:
-        sheets = [grid(cells[:, column], len(cells), 1, scale=scale) for column in range(cells.shape[1])]
+        sheets = [grid(images[:, column], rows, 1, scale=scale) for column in range(columns)]
     else:
-        sheets = [labelled(cells, rows=table.rows, columns=table.columns, scale=scale, corner=table.corner)]
+        beside = [
+            np.repeat(image[None, None], rows, axis=0) for image in (table.before, table.after) if image is not None
+        ]
+        images = np.concatenate([*beside[:1], images, *beside[1:]], axis=1)
+        sheets = [labelled(images, rows=table.rows, columns=table.columns, scale=scale, corner=table.corner)]
     yield from _write_sheets(to, sheets, pictures, screen)
 
 
-def _write_files(to: Destination, pictures: Pictures, places: range, images: Pixels) -> Iterator[Path]:
+def _write_files(to: Destination, pictures: Pictures, cells: Iterable[Cells], screen: Screen) -> Iterator[Path]:
+    """A file for each image as soon as it is finished, so that those stay when the work is interrupted."""
     with disk_errors(to.path):
         to.path.mkdir(exist_ok=True)
-    for place, image in zip(places, images, strict=True):
-        file = _file(to.path, pictures, place)
-        write_file(file, encode_png(to_image(image), pictures.text(place)))
-        yield file
+    part = None
+    for part in cells:
+        for place, image in zip(part.places, part.images, strict=True):
+            file = _file(to.path, pictures, place)
+            write_file(file, encode_png(to_image(image), pictures.text(place)))
+            yield file
+    if to.preview and part is not None:
+        screen.picture(_sheet(part.images[:PREVIEWED]))
 
 
 def _frames(steps: Iterator[BatchStep], shown: list[int]) -> list[Pixels]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,14 @@ from .. import generate, steering
 from ..errors import ArgumentError
 from ..generate import Start, pixels_of
 from ..model import Model
-from ..pixels import Pixels
-from .making import Made, Making
+from .making import Making, check_times
 from .output import (
+    LABELLED,
     Batch,
+    BatchStep,
+    Cells,
     Table,
     chains,
-    check_pictures,
     watched,
     write_table,
 )
@@ -43,49 +43,70 @@ class Progressive:
 def progressive(options: Progressive, making: Making) -> Iterator[Path | bytes]:
     """Figure 6: x_0_hat over the reverse process; or Figure 7: images that share one x_t."""
     model = making.open()
+    T = model.diffusion.schedule.T
     if options.share_from:
+        check_times("--share-from", options.share_from, 1, T)
+        making.warn_of_copies()
         return _figure_7(model, options.n, options.share_from, making)
-    return _figure_6(model, options, making)
-
-
-def _figure_6(model: Model, options: Progressive, making: Making) -> Iterator[Path | bytes]:
-    n, T = options.n, model.diffusion.schedule.T
     times = options.times or tuple(dict.fromkeys(round(t) for t in np.linspace(T, 0, COLUMNS)))
-    if bad := [t for t in times if not 0 <= t <= T]:
-        raise ArgumentError(f"--t {bad[0]} is outside 0..{T}")
-    sampling = steering.through(making.sampling, model.diffusion, *(t for t in times if t))
+    check_times("--t", times, 0, T)
+    return _figure_6(model, options.n, times, making)
+
+
+def _figure_6(model: Model, n: int, times: tuple[int, ...], making: Making) -> Iterator[Path | bytes]:
     names = [f"{index:06d}-t{t:04d}" for index in range(n) for t in times]
-    settings = {"model": model.source, "n": n, "t": list(times), **asdict(sampling)}
-    made = Made("progressive", names, (n, len(times)), making.scale, settings)
-    check_pictures(making.to, made)
+    made = making.made(model, "progressive", names, (n, len(times)), {"n": n, "t": list(times)})
+    making.check(made, model, LABELLED)
+    sampling = steering.through(making.sampling, model.diffusion, *(t for t in times if t))
     chain = generate.visited(sampling, model.diffusion)
-    left = dict(zip([0, *chain], chain, strict=False))  # which t a step has left that has come to another
-    parts = list(generate.batches(0, n, making.batch_size))
-    batches = [Batch(indices, indices) for indices in parts]
-    seen: dict[int, list[Pixels]] = {t: [] for t in times}
-    steps = chains(model, sampling, batches)
-    for step in watched(steps, len(parts) * len(chain), "sampling", making.screen, preview=making.to.preview):
-        if left[step.t] in seen:
-            seen[left[step.t]].append(pixels_of(step.x_0_hat))
-        if step.t == 0 and 0 in seen:
-            seen[0].append(pixels_of(step.x_t))
-    cells = np.stack([np.concatenate(seen[t]) for t in times], axis=1)
-    yield from write_table(making.to, made, Table(cells, [], [f"t = {t}" for t in times]), making.screen)
+    batches = [Batch(indices, indices) for indices in generate.batches(0, n, making.batch_size)]
+    steps = watched(
+        chains(model, sampling, batches),
+        len(batches) * len(chain),
+        "sampling",
+        making.screen,
+        preview=making.to.preview,
+    )
+    cells = _columns(steps, dict(zip([0, *chain], chain, strict=False)), times)
+    yield from write_table(making.to, made, cells, Table([], [f"t = {t}" for t in times]), making.screen)
+
+
+def _columns(steps: Iterator[BatchStep], left: dict[int, int], times: tuple[int, ...]) -> Iterator[Cells]:
+    """x_0_hat where it is of one of the times, and the image itself at 0.
+
+    Args:
+        left: which t a step has left that has come to another.
+    """
+    for step in steps:
+        for column, t in enumerate(times):
+            places = [place * len(times) + column for place in step.places]
+            if t == left[step.t]:
+                yield Cells(places, pixels_of(step.x_0_hat))
+            elif t == step.t == 0:
+                yield Cells(places, pixels_of(step.x_t))
 
 
 def _figure_7(model: Model, n: int, times: tuple[int, ...], making: Making) -> Iterator[Path | bytes]:
-    sampling = steering.through(making.sampling, model.diffusion, *times)
     names = [f"t{t:04d}-{name}" for t in times for name in ("x_t", *(f"{i:06d}" for i in range(n)))]
-    settings = {"model": model.source, "n": n, "share_from": list(times), **asdict(sampling)}
-    made = Made("progressive", names, (len(times), 1 + n), making.scale, settings)
-    check_pictures(making.to, made)
+    made = making.made(model, "progressive", names, (len(times), 1 + n), {"n": n, "share_from": list(times)})
+    making.check(made, model, LABELLED)
+    labels = ["x_t", *map(str, range(n))]
+    table = Table([f"t = {t}" for t in times], labels, "image")
+    yield from write_table(making.to, made, _rows(model, n, times, making), table, making.screen)
+
+
+def _rows(model: Model, n: int, times: tuple[int, ...], making: Making) -> Iterator[Cells]:
+    """For each t the x_t of image 0, and the images that chains from there end at."""
+    sampling = steering.through(making.sampling, model.diffusion, *times)
     shared = {step.t: step.x_t for step in model.chain(sampling, [0]) if step.t in times}
     shared[model.diffusion.schedule.T] = generate.normal(model.shape, sampling.seed, "x_T", [(0,)], model.device)
-    parts = list(generate.batches(0, n, making.batch_size))
-    batches = [Batch(ids, ids, Start(t, shared[t].expand(len(ids), -1, -1, -1))) for t in times for ids in parts]
-    total = sum(len(parts) * len(generate.visited(sampling, model.diffusion, t)) for t in times)
+    batches = []
+    for row, t in enumerate(times):
+        first = row * (1 + n)
+        yield Cells([first], pixels_of(shared[t]))
+        for indices in generate.batches(0, n, making.batch_size):
+            places = range(first + 1 + indices.start, first + 1 + indices.stop)
+            batches.append(Batch(places, indices, Start(t, shared[t].expand(len(indices), -1, -1, -1))))
+    total = sum(len(generate.visited(sampling, model.diffusion, batch.start.t)) for batch in batches if batch.start)
     steps = watched(chains(model, sampling, batches), total, "sampling", making.screen, preview=making.to.preview)
-    ends = (pixels_of(step.x_t) for step in steps if step.t == 0)
-    rows = [np.concatenate([pixels_of(shared[t]), *islice(ends, len(parts))]) for t in times]
-    table = Table(np.stack(rows), [f"t = {t}" for t in times], ["x_t", *map(str, range(n))], "image")
-    yield from write_table(making.to, made, table, making.screen)
+    yield from (Cells(step.places, pixels_of(step.x_t)) for step in steps if step.t == 0)

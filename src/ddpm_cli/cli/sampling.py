@@ -9,7 +9,7 @@ from .. import generate
 from ..recipe import Recipe
 from ..ui.console import Screen
 from .models import open_model
-from .output import Batch, Destination, chains, check_pictures, watched, write_pictures
+from .output import Batch, Destination, chains, check_pictures, check_sheet, watched, write_pictures
 
 
 def sample(recipe: Recipe, to: Destination, screen: Screen, *, batch_size: int, device: str) -> Iterator[Path | bytes]:
@@ -21,6 +21,7 @@ def sample(recipe: Recipe, to: Destination, screen: Screen, *, batch_size: int, 
     if recipe.step is not None and recipe.step != step:
         screen.warn(f"the recipe is of step {recipe.step} of {model.source}, which is now at {step}")
     recipe = recipe.overridden({"model": model.source, "step": step, "precision": model.denoiser.precision})
+    check_sheet(to, recipe, model.shape)
     chain = generate.visited(sampling, model.diffusion)  # refuses too many steps before anything is written
     batches = [
         Batch(range(indices.start - recipe.first, indices.stop - recipe.first), indices)

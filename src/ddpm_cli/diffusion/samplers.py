@@ -122,8 +122,8 @@ def langevin_step(
 ) -> torch.Tensor:
     """x_t + delta score + sqrt(2 delta) z with score = -eps_theta / sqrt(1 - alpha_bar_t); t >= 1.
 
-    delta = 2 snr^2 (1 - alpha_bar_t), annealed as in Song and Ermon 2019 (section 4.3): as |eps_theta| is about |z|,
-    the score moves x_t by the share ``snr`` of what the noise moves it, at every t.
+    delta = 2 snr^2 (1 - alpha_bar_t), annealed as in Song and Ermon 2019 (section 4.3): as eps_theta is about as
+    long as z, the score moves x_t by the share ``snr`` of what the noise moves it, at every t.
     """
     score = score_from_x_0(d.schedule, p_theta(d, denoiser, x_t, t).x_0_hat, x_t, t)
     delta = 2 * snr**2 * float(1 - d.schedule.alpha_bar[t])
@@ -168,15 +168,16 @@ JUMP = 10  # steps that `repaint` goes back at a time
 
 
 def repaint_walk(T: int, rounds: int) -> Iterator[int]:
-    """Where the chain of `repaint` goes from T: down to 0, and each stretch of 10 steps ``rounds`` times."""
-    left = dict.fromkeys(range(1, T - JUMP + 1, JUMP), rounds - 1)
+    """Where the chain of `repaint` goes from T: down to 0, each stretch of 10 steps, or of all, ``rounds`` times."""
+    jump = min(JUMP, T - 1)
+    left = dict.fromkeys(range(1, T - jump + 1, JUMP), rounds - 1)
     t = T
     while t > 0:
         t -= 1
         yield t
         if left.get(t, 0) > 0:
             left[t] -= 1
-            for _ in range(JUMP):
+            for _ in range(jump):
                 t += 1
                 yield t
 

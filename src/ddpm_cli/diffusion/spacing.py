@@ -9,6 +9,8 @@ import numpy as np
 from ..errors import ArgumentError
 from .schedule import Schedule, Table
 
+LEAST_LOG_SNR = -10.2  # 2 lambda, as Lu et al. have lambda from -5.1 on
+
 
 def uniform(s: Schedule, count: int) -> Table:
     """From 1 to T in equal steps; T alone for a count of 1."""
@@ -29,11 +31,16 @@ def trailing(s: Schedule, count: int) -> Table:
 
 
 def logsnr(s: Schedule, count: int) -> Table:
-    """From 1 to T, equally spaced in log SNR_t (Lu et al. 2022, DPM-Solver, section 3.4)."""
+    """From 1 to T, equally spaced in log SNR_t (Lu et al. 2022, DPM-Solver, section 3.4).
+
+    Down to the log SNR that the linear chain ends at, as theirs: what a cosine chain has beyond it is noise alone, and
+    one step, the last.
+    """
     if count == 1:
         return np.array([float(s.T)])
     descending = np.log(s.snr[1:])
-    wanted = np.linspace(descending[0], descending[-1], count)
+    wanted = np.linspace(descending[0], max(descending[-1], LEAST_LOG_SNR), count)
+    wanted[-1] = descending[-1]
     steps: Table = np.interp(-wanted, -descending, np.arange(1.0, s.T + 1))
     return steps
 

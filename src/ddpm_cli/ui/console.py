@@ -97,11 +97,8 @@ class Screen:
             yield from _bar(items, course)
 
     def picture(self, pixels: Pixels) -> None:
-        """Draw a picture (H, W, C) uint8, unless quiet; where there is no terminal to draw it on, say so."""
-        if self.verbosity < 0:
-            return
-        if not sys.stderr.isatty():
-            self.say("no preview is drawn: stderr is no terminal")
+        """Draw a picture (H, W, C) uint8 on a terminal, unless quiet; `progress` says it where there is none."""
+        if self.verbosity < 0 or not sys.stderr.isatty():
             return
         from .preview import Preview
 
