@@ -78,8 +78,8 @@ class Making:
         """Say that chains from one x_t will all end at one image, if they will."""
         if not self.sampling.draws_noise:
             self.screen.warn(
-                f"--sampler {self.sampling.sampler} adds no noise, so images from one x_t are all the same; use ddpm, or "
-                "ddim with --eta"
+                f"--sampler {self.sampling.sampler} adds no noise, so images from one x_t are all the same; use "
+                "ddpm, or ddim with --eta"
             )
 
     def check(self, made: Made, model: Model, at_least: int = SEEN) -> None:
