@@ -106,7 +106,7 @@ def test_every_command_has_a_page_with_its_real_help(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_named_in_the_page_of_its_command(command: str) -> None:
-    words = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", command_page(command).read_text("utf-8")))
+    words = set(re.findall(r"(?<![\w-])--?[a-zA-Z0-9][\w-]*", command_page(command).read_text("utf-8")))
     assert option_names(command) - words == set()
 
 
