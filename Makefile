@@ -11,7 +11,7 @@ COG := $(BIN)/cog -I tools --verbosity=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types docs-fresh test-slow test-gpu docs help-docs bench clean
+.PHONY: help demo test lint types docs-fresh test-slow test-gpu docs help-docs gallery bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -47,6 +47,9 @@ docs: $(VENV)/.dev ## the documentation as HTML in docs/_build/html, warnings as
 
 help-docs: $(VENV)/.dev ## put the present help texts into the documentation
 	$(COG) -r $(PAGES)
+
+gallery: $(VENV)/.runtime ## make the pictures of docs/gallery.md again
+	$(BIN)/python tools/gallery.py
 
 bench: $(VENV)/.dev ## the benchmarks of docs/benchmarks.md
 	$(BIN)/python -m benchmarks

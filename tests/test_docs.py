@@ -6,11 +6,13 @@ import contextlib
 import doctest
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -86,8 +88,8 @@ def in_a_users_folder(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 # The pages of the commands.
 
 
-def load_insert_help() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("insert_help", ROOT / "tools" / "insert_help.py")
+def load_tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -100,7 +102,7 @@ def test_every_command_has_a_page_with_its_real_help(command: str) -> None:
     text = command_page(command).read_text("utf-8")
     inserted = re.search(rf'insert_help\("{command}"\)\n\]\]\] -->\n(.*?)<!-- \[\[\[end\]\]\] -->', text, re.DOTALL)
     assert inserted is not None
-    help_text = load_insert_help().help_text(command)
+    help_text = load_tool("insert_help").help_text(command)
     assert inserted[1] == f"```console\n$ ddpm {command} --help\n{help_text}\n```\n", "run 'make help-docs'"
 
 
@@ -264,6 +266,39 @@ def test_the_theory_has_every_equation_and_algorithm_with_its_functions() -> Non
         number = name.split()[-1]
         kind = "Algorithms?" if name.startswith("A") else "Eq\\."
         assert re.search(rf"\*\*{kind} (\d+ and )?{number}\b", explained), f"{name} has no paragraph"
+
+
+# Pictures.
+
+
+def test_every_picture_of_the_gallery_is_there_and_made_by_a_command_of_the_page() -> None:
+    gallery = load_tool("gallery")
+    made = []
+    for command in gallery.commands():
+        for words in simple_commands(command):
+            made += [after for word, after in pairwise(words) if word in ("-o", "--output", "--plot")]
+    assert len(gallery.shown()) >= 11
+    assert set(gallery.shown()) - set(made) == set()
+    assert {path.name for path in gallery.PICTURES.iterdir()} == set(gallery.shown())
+    for name in gallery.shown():
+        with Image.open(gallery.PICTURES / name) as image:
+            image.verify()
+    assert sum(path.stat().st_size for path in gallery.PICTURES.iterdir()) < 400_000
+
+
+def test_the_pictures_of_the_gallery_were_made_with_the_settings_that_the_page_says() -> None:
+    gallery = load_tool("gallery")
+    for command in gallery.commands():
+        for words in simple_commands(command):
+            picture = gallery.PICTURES / words[words.index("-o") + 1] if "-o" in words else None
+            if picture is None or picture.suffix != ".png" or not picture.is_file() or words[0] == "neighbors":
+                continue
+            with Image.open(picture) as image:
+                carried = json.loads(image.info[f"ddpm {words[0]}"])
+            for option, key in (("-n", "n"), ("--rounds", "rounds"), ("--strength", "strength"), ("--t", "t")):
+                if option in words:
+                    given = json.loads(f"[{words[words.index(option) + 1]}]")
+                    assert carried[key] in (given, given[0]), command
 
 
 # Codes, variables, links.
