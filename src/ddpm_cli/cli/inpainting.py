@@ -52,7 +52,7 @@ def inpaint(image: Path, mask: Path, options: Inpaint, making: Making) -> Iterat
         sampling = replace(sampling, steps=T if model.diffusion.variance == "learned" else min(INPAINT_STEPS, T))
     chain = generate.visited(sampling, model.diffusion)
     made = replace(making, sampling=sampling).made(
-        model, "inpaint", names, grid_shape(options.n), {"rounds": options.rounds}
+        model, "inpaint", names, grid_shape(options.n), {"n": options.n, "rounds": options.rounds}
     )
     making.check(made, model)
     walk = [len(chain), *repaint_walk(len(chain), options.rounds)]
