@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -297,10 +298,10 @@ WRONG = [
     ),
     ("denoise colour.png --t 5", 3, "colour.png is 8x8, RGB, and the model builtin:digits makes 8x8, grey"),
     ("denoise wide.npy --t 5", 3, "wide.npy holds x_t of 8x9, grey; the model builtin:digits takes 8x8, grey"),
-    ("denoise bytes.npy --t 5", 3, "bytes.npy holds uint8 (8, 8, 1); an x_t is float32"),
+    ("denoise bytes.npy --t 5", 3, "bytes.npy holds uint8 (8, 8, 1); an x_t is of floating point"),
     ("denoise nan.npy --t 5", 3, "nan.npy holds numbers that are not finite"),
-    ("denoise cut.npy --t 5", 3, "cut.npy is a damaged .npy"),
-    ("denoise objects.npy --t 5", 3, "objects.npy is a damaged .npy"),
+    ("denoise cut.npy --t 5", 3, "cut.npy is a .npy that is damaged, or holds no plain numbers"),
+    ("denoise objects.npy --t 5", 3, "objects.npy is a .npy that is damaged, or holds no plain numbers"),
     ("denoise wide.npy --strength 0.5", 3, "wide.npy is a .npy, which holds x_t"),
     ("denoise empty --t 5", 3, "there is no image in empty"),
     ("denoise a.png a.png --strength 0.5", 2, "several images would become a.png"),
@@ -316,7 +317,7 @@ WRONG = [
     ("progressive -n 600", 2, "the sheet of 5,400 images would have"),
     ("progressive --share-from 5 --t 9", 2, "--t is of Figure 6, and --share-from of Figure 7"),
     ("inpaint a.png large.png", 3, "large.png: the mask is 12x9, and a.png is 8x8; they must be of one size"),
-    ("inpaint a.png black.png", 3, "black.png: no pixel of the mask is white, so there is nothing to make anew"),
+    ("inpaint a.png black.png", 3, "black.png: no pixel of the mask is white (128 or more; its brightest is 0)"),
     ("inpaint a.png white.png", 3, "white.png: all of the mask is white, so nothing is known"),
     ("inpaint large.png mask.png", 3, "mask.png: the mask is 8x8, and large.png is 12x9"),
     ("inpaint large.png large.png", 3, "large.png is 12x9, grey, and the model"),
@@ -393,6 +394,41 @@ def test_a_reader_that_leaves_ends_it_quietly(folder: Path, ddpm_env: dict[str, 
     os.close(writer)
     assert done.returncode == 141
     assert done.stderr == b""
+
+
+def test_ctrl_c_keeps_what_is_finished_of_a_sheet(folder: Path, ddpm_env: dict[str, str]) -> None:
+    command = ["sample", "-n", "300", "--batch-size", "1", *FAST, "-o", "sheet.png"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ddpm_cli", *command], cwd=folder, env=ddpm_env, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "model builtin" not in process.stderr.readline():
+            pass
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert "images that were finished are in sheet-unfinished.npy" in errors
+    finished = np.load(folder / "sheet-unfinished.npy")
+    expected = ddpm_cli.load("builtin:digits", device="cpu", precision="fp32").sample(3, sampler="ddim", steps=5)
+    np.testing.assert_array_equal(finished[:3], expected)
+    assert len(finished) < 300
+    assert not (folder / "sheet.png").exists()
+
+
+def test_a_chain_that_begins_far_from_noise_is_warned_about(ddpm: Ddpm, folder: Path) -> None:
+    options = ("-m", "builtin:digits", "-n", "1", "-o", "x.png", "--force", *FP32)
+    warning = "warning: the chain begins with pure noise at t = 9 of 1000"
+    assert warning in ddpm("sample", "--timesteps", "9,1", *options).stderr
+    assert "warning" not in ddpm("sample", "--timesteps", "990,300,1", *options).stderr
+
+
+def test_numbers_of_other_kinds_are_taken_for_x_t(ddpm: Ddpm, folder: Path) -> None:
+    x = rng.normal((8, 8, 1), 0, "some")
+    for name, array in (("a", x), ("b", x.astype(np.float64)), ("c", x[:, :, 0])):
+        np.save(folder / f"{name}.npy", array)
+    results = [ddpm("denoise", f"{name}.npy", "--t", "9", "-o", "-", *FAST).stdout for name in "abc"]
+    assert results[0] == results[1] == results[2] != b""
 
 
 def test_finished_rows_of_a_table_are_there_before_the_others(folder: Path, ddpm_env: dict[str, str]) -> None:

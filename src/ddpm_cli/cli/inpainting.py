@@ -26,6 +26,7 @@ from .output import (
     write_pictures,
 )
 
+WHITE = 128  # of 255
 INPAINT_STEPS = 250  # as in the paper of RePaint; each of them is gone many times
 
 
@@ -84,9 +85,13 @@ def _known(mask: Input, model: Model) -> npt.NDArray[np.bool_]:
         InputError: it says that all or nothing is known.
     """
     _, H, W = model.shape
-    known: npt.NDArray[np.bool_] = fit(io.BytesIO(mask.data), (H, W), 1)[0][:, :, 0] < 128
+    grey = fit(io.BytesIO(mask.data), (H, W), 1)[0][:, :, 0]
+    known: npt.NDArray[np.bool_] = grey < WHITE
     if known.all():
-        raise InputError(f"{mask.name}: no pixel of the mask is white, so there is nothing to make anew")
+        raise InputError(
+            f"{mask.name}: no pixel of the mask is white ({WHITE} or more; its brightest is {grey.max()}), so there is "
+            "nothing to make anew"
+        )
     if not known.any():
         raise InputError(f"{mask.name}: all of the mask is white, so nothing is known; that is what ddpm sample is for")
     return known

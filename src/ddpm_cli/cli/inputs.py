@@ -73,12 +73,15 @@ class Input:
         try:
             array = np.load(io.BytesIO(self.data), allow_pickle=False)
         except (ValueError, EOFError, OSError, MemoryError) as error:
-            raise InputError(f"{self.name} is a damaged .npy ({error})") from error
-        if not (array.dtype == np.float32 and array.ndim in (3, 4) and array.size):
+            raise InputError(f"{self.name} is a .npy that is damaged, or holds no plain numbers") from error
+        if array.ndim == 2:
+            array = array[:, :, None]
+        if not (np.issubdtype(array.dtype, np.floating) and array.ndim in (3, 4) and array.size):
             raise InputError(
-                f"{self.name} holds {array.dtype} {array.shape}; an x_t is float32 (H, W, C) or (N, H, W, C), as "
-                "ddpm noise -o x.npy writes it"
+                f"{self.name} holds {array.dtype} {array.shape}; an x_t is of floating point, (H, W, C) or "
+                "(N, H, W, C), as ddpm noise -o x.npy writes it"
             )
+        array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise InputError(f"{self.name} holds numbers that are not finite")
         latents: npt.NDArray[np.float32] = array if array.ndim == 4 else array[None]
@@ -119,7 +122,7 @@ def listed(given: Iterable[Path], files_from: Path | None, null: bool, *, arrays
     if [*names, files_from].count(STDIN) > 1:
         raise ArgumentError("stdin (-) is named twice; it can be read once")
     if files_from is not None:
-        text = read(files_from).data
+        text = sys.stdin.buffer.read() if files_from == STDIN else read(files_from).data
         parts = text.split(b"\0" if null else b"\n")
         lines = parts if null else [part.removesuffix(b"\r") for part in parts]
         names += [Path(os.fsdecode(line)) for line in lines if line]
@@ -151,7 +154,8 @@ def _expanded(name: Path, besides: tuple[str, ...]) -> list[Path]:
     if name.is_dir():
         from ..data.source import is_image_name
 
-        found = sorted(path for path in name.iterdir() if is_image_name(path.name) or path.suffix in besides)
+        files = sorted(path for path in name.rglob("*") if path.is_file())
+        found = [path for path in files if is_image_name(str(path.relative_to(name))) or path.suffix in besides]
         if not found:
             raise InputError(f"there is no image in {printable(name)}")
         return found

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..data.fit import fit
+from ..data.fit import REDUCED, fit
 from ..errors import ArgumentError, InputError
 from ..model import Model
 from ..pixels import COLOURS, Pixels, Raster, to_channels, to_float
@@ -21,7 +21,7 @@ from ..sampling import Sampling
 from ..ui.console import Screen, log_to
 from .inputs import Input
 from .models import open_model
-from .output import SEEN, Destination, check_pictures, check_sheet
+from .output import SEEN, Destination, check_destination, check_files, check_sheet
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,9 @@ class Making:
         log_to(screen)
         own = {name: options.pop(name) for name in ("model", "device", "precision", "batch_size", "scale")}
         sampling = Sampling(**{name: value for name, value in options.items() if value is not None})
-        return cls(sampling, screen, Destination(output, force, preview), **own)
+        to = Destination(output, force, preview)
+        check_destination(to)
+        return cls(sampling, screen, to, **own)
 
     def open(self) -> Model:
         """The model, ready."""
@@ -88,7 +90,7 @@ class Making:
         Args:
             at_least: pixels that an image has on a sheet.
         """
-        check_pictures(self.to, made)
+        check_files(self.to, made)
         check_sheet(self.to, made, model.shape, at_least)
 
 
@@ -136,6 +138,10 @@ def fitted(image: Input, model: Model, resize: bool, screen: Screen) -> Pixels:
             f"{image.name} is {shown((*size, channels))}, and the model {model.source} makes {shown((H, W, C))}; "
             "--resize scales, crops and converts a clean image"
         )
+    if raster.note:
+        screen.warn(f"{image.name}: {raster.note}")
+    if raster.pixels.dtype != np.uint8:
+        screen.say(f"{image.name}: {REDUCED}")
     return to_channels(raster, C)
 
 

@@ -105,10 +105,12 @@ class Report:
             return (
                 f"whether the model has memorised cannot be told from {counts} to compare them with; take more of both"
             )
-        start = "apart from the copies, no" if self.copies else "no"
-        if self.comparison.is_far:
-            return f"{start} sign of memorisation: samples are farther from the training images than {near}: {z}"
-        return f"{start} sign of memorisation: samples are about as near to the training images as {near}: {z}"
+        where = "farther from the training images than" if self.comparison.is_far else "about as near to them as"
+        if self.copies:
+            copies = f"{len(self.copies):,} of {plural(self.comparison.samples, 'sample')}"
+            return f"{copies} are copies of training images; as a whole, samples are {where} {near}: {z}"
+        where = where.replace("near to them", "near to the training images")
+        return f"no sign of memorisation: samples are {where} {near}: {z}"
 
     def to_json(self) -> str:
         """One JSON object; distances on the scale 0..255."""

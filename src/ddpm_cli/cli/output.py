@@ -24,7 +24,8 @@ from ..ui.sheet import labelled
 from .options import refuse_terminal
 
 PREVIEWED = 64  # images at most
-SEEN, LABELLED = 32, 48  # pixels that the shorter side of an image has at least on a sheet, and below a label
+# Pixels that the shorter side of an image has at least: on a sheet, below a label, in an animation of its own.
+SEEN, LABELLED, WATCHED = 32, 48, 128
 
 
 @dataclass(frozen=True)
@@ -91,30 +92,38 @@ class BatchStep:
     x_0_hat: torch.Tensor
 
 
-def check_pictures(to: Destination, pictures: Pictures) -> None:
-    """Refuse, before the work, an output that cannot be written.
+def check_destination(to: Destination) -> None:
+    """Refuse, before anything is done, a file that cannot be written.
 
     Raises:
         ArgumentError: it exists already, or has a suffix that means nothing.
         DiskError: the disk refuses.
     """
     output = to.path
-    _ = pictures.grid
     if str(output) == "-":
         refuse_terminal()
     elif not output.suffix and output.is_file():
         raise ArgumentError(f"{printable(output)} is a file without a suffix; name a .png, or a folder")
     elif to.is_folder:
         check_output(output / ".ddpm" if output.exists() else output, force=True)
-        files = (_file(output, pictures, place) for place in range(pictures.n)) if output.exists() else iter(())
-        taken = next((file for file in files if file.exists()), None)
-        if taken and not to.force:
-            raise ArgumentError(f"{printable(taken)} exists already; name another folder, or use --force")
     elif to.suffix not in (".png", ".npy", ".npz", *ANIMATIONS):
         names = ", ".join([".png", ".npy", ".npz", *ANIMATIONS])
         raise ArgumentError(f"-o {printable(output)}: use {names}, a folder, or - for stdout")
     else:
         check_output(output, force=to.force)
+
+
+def check_files(to: Destination, pictures: Pictures) -> None:
+    """Refuse, before the work, to overwrite files of a folder, unless that is wanted.
+
+    Raises:
+        ArgumentError: there is such a file.
+    """
+    if not to.is_folder or to.force or not to.path.exists():
+        return
+    for place in range(pictures.n):
+        if (file := _file(to.path, pictures, place)).exists():
+            raise ArgumentError(f"{printable(file)} exists already; name another folder, or use --force")
 
 
 def check_sheet(to: Destination, pictures: Pictures, shape: tuple[int, int, int], at_least: int = SEEN) -> None:
@@ -161,15 +170,16 @@ def write_pictures(
         ends = (Cells(step.places, pixels_of(step.x_t)) for step in steps if step.t == 0)
         yield from _write_files(to, pictures, ends, screen)
         return
-    frames = _frames(steps, chain_frames([0, *chain[:-1]]) if to.suffix in ANIMATIONS else [0])
+    shown = chain_frames([0, *chain[:-1]]) if to.suffix in ANIMATIONS else [0]
+    frames = _frames(_keeping(steps, to, screen), shown)
     if to.preview:
         screen.picture(_sheet(frames[-1][:PREVIEWED]))
     if to.suffix in (".npy", ".npz"):
         yield from _write(to, _encode_array(frames[-1], to.suffix))
         return
     rows, columns = pictures.grid
-    single = pictures.n == 1 and pictures.scale is None
-    scale = pictures.scale or sheet_scale(frames[0].shape[1:3], SEEN)
+    single = pictures.n == 1 and pictures.scale is None and to.suffix == ".png"
+    scale = pictures.scale or sheet_scale(frames[0].shape[1:3], SEEN if pictures.n > 1 else WATCHED)
     sheets = [frame[0] if single else grid(frame, rows, columns, scale=scale) for frame in frames]
     yield from _write_sheets(to, sheets, pictures, screen)
 
@@ -239,6 +249,23 @@ def _write_files(to: Destination, pictures: Pictures, cells: Iterable[Cells], sc
             yield file
     if to.preview and part is not None:
         screen.picture(_sheet(part.images[:PREVIEWED]))
+
+
+def _keeping(steps: Iterator[BatchStep], to: Destination, screen: Screen) -> Iterator[BatchStep]:
+    """Pass steps on; if they are broken off, write what is finished beside the file that would have been."""
+    finished: list[Pixels] = []
+    try:
+        for step in steps:
+            if step.t == 0:
+                finished.append(pixels_of(step.x_t))
+            yield step
+    except BaseException:
+        if finished and str(to.path) != "-":
+            images = np.concatenate(finished)
+            path = to.path.with_name(f"{to.path.stem}-unfinished.npy")
+            write_file(path, _encode_array(images, ".npy"))
+            screen.say(f"the {len(images):,} images that were finished are in {printable(path)}")
+        raise
 
 
 def _frames(steps: Iterator[BatchStep], shown: list[int]) -> list[Pixels]:
