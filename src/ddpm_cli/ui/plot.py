@@ -16,7 +16,7 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 WIDTH, HEIGHT = 640, 480  # of one panel, in pixels of the result
 SCALE = 3  # drawn so many times as large
 INK, GRID = (32, 32, 32), (225, 225, 225)
-COLOURS = ((31, 90, 166), (200, 80, 30))
+COLOURS = ((31, 90, 166), (200, 80, 30), (20, 140, 90), (150, 60, 160), (110, 110, 110))  # of as many curves
 _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 20, 42, 58
 _TEXT = 17
 _DASH = 9
@@ -38,12 +38,29 @@ class Panel:
 
     Args:
         x_label: with the unit; so ``y_label``.
+        log_x: the axis is logarithmic, and begins near the least number; so ``log_y``.
     """
 
     title: str
     x_label: str
     y_label: str
     curves: tuple[Curve, ...]
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Numbers along a side of a panel; the first and the last are its ends."""
+
+    ticks: list[float]
+    log: bool
+
+    def share(self, v: float) -> float:
+        """How far along it a number is: 0 at its start, 1 at its end."""
+        if not self.log:
+            return v / self.ticks[-1]
+        return math.log(v / self.ticks[0]) / math.log(self.ticks[-1] / self.ticks[0])
 
 
 def draw(panels: Sequence[Panel]) -> Image.Image:
@@ -57,19 +74,19 @@ def draw(panels: Sequence[Panel]) -> Image.Image:
 def _panel(panel: Panel) -> Image.Image:
     image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(_TEXT * SCALE)
-    x_ticks = _ticks(max((v for curve in panel.curves for v in curve.x), default=1.0))
-    y_ticks = _ticks(max((v for curve in panel.curves for v in curve.y), default=1.0))
+    x_axis = _axis([v for curve in panel.curves for v in curve.x], log=panel.log_x)
+    y_axis = _axis([v for curve in panel.curves for v in curve.y], log=panel.log_y)
     left, right, top, bottom = (side * SCALE for side in (_LEFT, WIDTH - _RIGHT, _TOP, HEIGHT - _BOTTOM))
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return left + x / x_ticks[-1] * (right - left), bottom - y / y_ticks[-1] * (bottom - top)
+        return left + x_axis.share(x) * (right - left), bottom - y_axis.share(y) * (bottom - top)
 
-    for x in x_ticks:
-        pen.line([place(x, 0), place(x, y_ticks[-1])], GRID, SCALE)
-        pen.text((place(x, 0)[0], bottom + 8 * SCALE), f"{x:g}", INK, font, anchor="ma")
-    for y in y_ticks:
-        pen.line([place(0, y), place(x_ticks[-1], y)], GRID, SCALE)
-        pen.text((left - 8 * SCALE, place(0, y)[1]), f"{y:g}", INK, font, anchor="rm")
+    for x in x_axis.ticks:
+        pen.line([place(x, y_axis.ticks[0]), place(x, y_axis.ticks[-1])], GRID, SCALE)
+        pen.text((place(x, y_axis.ticks[0])[0], bottom + 8 * SCALE), f"{x:g}", INK, font, anchor="ma")
+    for y in y_axis.ticks:
+        pen.line([place(x_axis.ticks[0], y), place(x_axis.ticks[-1], y)], GRID, SCALE)
+        pen.text((left - 8 * SCALE, place(x_axis.ticks[0], y)[1]), f"{y:g}", INK, font, anchor="rm")
     for curve, colour in zip(panel.curves, COLOURS, strict=False):
         _line(pen, [place(x, y) for x, y in zip(curve.x, curve.y, strict=True)], colour, dashed=curve.dashed)
     pen.rectangle([left, top, right, bottom], outline=INK, width=SCALE)
@@ -127,6 +144,22 @@ def _upright(image: Image.Image, text: str, centre: tuple[int, int], font: Font)
     ImageDraw.Draw(label).text((2 - left, 2 - top), text, INK, font)
     turned = label.transpose(Image.Transpose.ROTATE_90)
     image.paste(turned, (centre[0] - turned.width // 2, centre[1] - turned.height // 2))
+
+
+def _axis(numbers: Sequence[float], *, log: bool) -> _Axis:
+    """The axis that has room for numbers, all of them above 0 if it is logarithmic."""
+    if log and numbers:
+        return _Axis(_log_ticks(min(numbers), max(numbers)), log=True)
+    return _Axis(_ticks(max(numbers, default=1.0)), log=False)
+
+
+def _log_ticks(least: float, largest: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, from at most the least to at least the largest number."""
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(largest)) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    first = max(i for i, tick in enumerate(ticks) if tick <= least * (1 + 1e-9))
+    last = min(i for i, tick in enumerate(ticks) if tick >= largest * (1 - 1e-9))
+    return ticks[first : max(last, first + 1) + 1]
 
 
 def _ticks(largest: float) -> list[float]:
