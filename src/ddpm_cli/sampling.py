@@ -33,7 +33,7 @@ SAMPLERS = {
     "ddim": Sampler("DDIM", 50, "uniform", {"eta": 0.0}),
     "dpm++": Sampler("DPM-Solver++ 2M", 20, "logsnr", {}),
     "langevin": Sampler(
-        "Algorithm 2 with Langevin steps between", 100, "uniform", {"corrector_steps": 1, "snr": 0.1}, ancestral=True
+        "Algorithm 2 with Langevin steps between", 100, "uniform", {"corrector_steps": 1, "snr": 0.2}, ancestral=True
     ),
 }
 

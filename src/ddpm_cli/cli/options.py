@@ -190,7 +190,7 @@ def _sampler_options(command: F, name: str) -> F:
             "--eta", type=click.FloatRange(0, 1), help="Noise of ddim, 0 none, 1 as Algorithm 2.  [default: 0]"
         ),
         click.option("--corrector-steps", type=click.IntRange(1), help="Of langevin at each t.  [default: 1]"),
-        click.option("--snr", type=float, help="Signal to noise of these steps.  [default: 0.1]"),
+        click.option("--snr", type=float, help="Signal to noise of these steps.  [default: 0.2]"),
     )
     for option in reversed(options):
         command = option(command)

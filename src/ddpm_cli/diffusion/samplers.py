@@ -96,7 +96,7 @@ def dpm_solver_pp(d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: No
 
 
 def langevin(
-    d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise, corrector_steps: int = 1, snr: float = 0.1
+    d: Diffusion, denoiser: Denoiser, x_T: torch.Tensor, noise: Noise, corrector_steps: int = 1, snr: float = 0.2
 ) -> Iterator[Step]:
     """Algorithm 2 with steps of Langevin dynamics at each x_t, t >= 1, that it arrives at (section 3.2).
 
