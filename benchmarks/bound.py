@@ -108,7 +108,7 @@ def _peer(case: Case, precision: Precision, device: torch.device) -> Callable[[]
     from diffusers import DDPMScheduler, UNet2DModel
 
     ours = case.unet(device)
-    unet = UNet2DModel.from_config(_settings(ours.config))
+    unet = UNet2DModel.from_config(diffusers_settings(ours.config))
     unet.load_state_dict(ours.state_dict())
     unet.to(device).eval()
     scheduler = DDPMScheduler()
@@ -135,7 +135,7 @@ def _peer(case: Case, precision: Precision, device: torch.device) -> Callable[[]
     return run
 
 
-def _settings(config: UNetConfig) -> dict[str, object]:
+def diffusers_settings(config: UNetConfig) -> dict[str, object]:
     return {name: value for name, value in config.to_json().items() if value is not None or "dim" in name}
 
 

@@ -1,64 +1,220 @@
-"""``ddpm sample`` of the bundled model, all T = 1000 steps, beside diffusers' own pipeline on the same checkpoint."""
+"""``ddpm sample`` beside diffusers' own pipelines on the same weights, and beside the network's bare convolutions."""
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
+from ddpm_cli import evaluate, generate
 from ddpm_cli.config import BUILTIN_DIGITS
+from ddpm_cli.data import Images, open_images
+from ddpm_cli.denoiser import Denoiser, Precision, choose_device, choose_precision
+from ddpm_cli.diffusion.process import Diffusion
+from ddpm_cli.memory import keep_freed_memory
 from ddpm_cli.model import Model, builtin_folder, load
+from ddpm_cli.presets import PRESETS
 from ddpm_cli.sampling import Sampling
+from ddpm_cli.unet import UNet, build, init_weights
 
-from .measure import Table, in_turn
+from .bound import diffusers_settings
+from .measure import Table, Times, apart
 
 N = 64
-STEPS = 50
+SIDE = 32
+DIGITS, TERMS = 100, 50  # of which bits/dim are compared between precisions
+PIPELINES = {"ddpm": "DDPMPipeline", "ddim": "DDIMPipeline"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A chain that is timed, of the bundled model or of the paper's network for CIFAR-10."""
+
+    bundled: bool
+    sampler: str
+    batch: int
+    steps: int
+
+    def diffusion(self) -> Diffusion:
+        """That of the network."""
+        if self.bundled:
+            return load(BUILTIN_DIGITS).diffusion
+        return Diffusion.from_config(PRESETS["cifar10"].diffusion())
+
+    def unet(self, device: torch.device) -> UNet:
+        """The network, for inference."""
+        if self.bundled:
+            return load(BUILTIN_DIGITS, device=str(device)).denoiser.unet
+        unet = build(replace(PRESETS["cifar10"].unet((SIDE, SIDE), 3), dropout=0.0), device)
+        init_weights(unet, torch.Generator().manual_seed(0))
+        return unet.eval().requires_grad_(False)
 
 
 def tables() -> Iterator[Table]:
-    """The whole command, and the chain alone beside the peer's."""
+    """The bundled model, and the paper's network."""
+    device = choose_device("auto")
+    auto = choose_precision("auto", device)
+    yield _bundled(device, auto)
+    yield _cifar10(device, auto)
+
+
+def _bundled(device: torch.device, auto: Precision) -> Table:
+    rows = [(f"`ddpm sample -n {N}`, the whole command, 1000 steps", f"{_command():.1f} s", "")]
+    for sampler, pipeline in PIPELINES.items():
+        case = Case(bundled=True, sampler=sampler, batch=N, steps=50)
+        makers = {f"the {sampler} chain in {p}": partial(_ours, case, p, device) for p in sorted({"fp32", auto})}
+        peer = f"diffusers' {pipeline} on the same folder, fp32"
+        times = apart({**makers, peer: partial(_peer, case, device)}, 5)
+        rows += [
+            (f"{name}, a step", f"{1000 * t.median / case.steps:.2f} ms", f"{times[peer].median / t.median:.2f}")
+            for name, t in times.items()
+        ]
+    return Table(
+        "Sampling from the bundled model",
+        f"{N} images at a time, {_threads()}; 50 steps of each in turn, each in a process of its "
+        "own, medians of 5. The aim for the whole command is a minute.",
+        ("", "time", "times faster"),
+        tuple(rows),
+        _rounding(device, auto),
+    )
+
+
+def _cifar10(device: torch.device, auto: Precision) -> Table:
+    rows = []
+    for batch in (16, 64):
+        for sampler, pipeline in PIPELINES.items():
+            case = Case(bundled=False, sampler=sampler, batch=batch, steps=2)
+            makers: Mapping[str, Callable[[], Callable[[], object]]] = {
+                f"`ddpm sample --sampler {sampler}`, {auto}": partial(_ours, case, auto, device),
+                f"diffusers' {pipeline}, fp32": partial(_peer, case, device),
+                f"the convolutions alone, {auto}": partial(_convolutions, case, auto, device),
+            }
+            rows += _rates(case, apart(makers, 3))
+    return Table(
+        "Sampling with the paper's CIFAR-10 network",
+        f"Random weights, {SIDE}x{SIDE}, {_threads()}; 2 steps of each in turn, each in a process "
+        "of its own, medians of 3. Images/s are those of one step: a chain of 1,000 makes a thousandth of them. The "
+        "convolutions alone are every convolution of the network once a step, on inputs of its shapes in the same "
+        "precision and memory layout.",
+        ("", "batch", "images/s of a step", "times faster", "of the convolutions' rate"),
+        tuple(rows),
+    )
+
+
+def _rates(case: Case, times: Mapping[str, Times]) -> Iterator[tuple[str, ...]]:
+    _, peer, limit = (t.median for t in times.values())
+    for name, t in times.items():
+        rate = case.batch * case.steps / t.median
+        yield name, f"{case.batch}", f"{rate:.1f}", f"{peer / t.median:.2f}", f"{100 * limit / t.median:.0f}%"
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _command() -> float:
     with tempfile.TemporaryDirectory() as name:
         began = time.perf_counter()
         program = [sys.executable, "-m", "ddpm_cli", "sample", "-m", BUILTIN_DIGITS]
         subprocess.run([*program, "-n", str(N), "-o", f"{name}/grid.png"], check=True, capture_output=True)
-        whole = time.perf_counter() - began
-    models = {precision: load(BUILTIN_DIGITS, precision=precision) for precision in ("fp32", "auto")}
-    chains = {f"the chain in {m.denoiser.precision}": _chain(m) for m in models.values()}
-    peer = "diffusers' DDPMPipeline on the same folder, fp32"
-    times = in_turn({**chains, peer: _peer()}, 5)
-    rows = (
-        (f"`ddpm sample -n {N}`, the whole command, 1000 steps", f"{whole:.1f} s", ""),
-        *(
-            (f"{name}, a step", f"{1000 * t.median / STEPS:.2f} ms", f"{times[peer].median / t.median:.2f}")
-            for name, t in times.items()
-        ),
-    )
-    yield Table(
-        "Sampling from the bundled model",
-        f"{N} images at a time, {torch.get_num_threads()} threads; {STEPS} steps of each in turn, medians of 5. The "
-        "aim for the whole command is a minute.",
-        ("", "time", "times faster"),
-        rows,
-    )
+        return time.perf_counter() - began
 
 
-def _chain(model: Model) -> Callable[[], object]:
+def _ours(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
+    keep_freed_memory()  # as the command does
+    unet, diffusion = case.unet(device), case.diffusion()
+    shape = unet.config.in_channels, *unet.config.size
+    sampling = Sampling(case.sampler, steps=case.steps)
+
     def run() -> None:
-        for _ in itertools.islice(model.chain(Sampling(), range(N)), STEPS):
-            pass
+        chain = generate.chain(Denoiser(unet, precision), diffusion, sampling, shape, range(case.batch), device)
+        generate.pixels_of(generate.last(chain).x_t)
 
     return run
 
 
-def _peer() -> Callable[[], object]:
-    from diffusers import DDPMPipeline
+def _peer(case: Case, device: torch.device) -> Callable[[], object]:
+    import diffusers
 
-    pipeline = DDPMPipeline.from_pretrained(builtin_folder())
+    kind = getattr(diffusers, PIPELINES[case.sampler])
+    if case.bundled:
+        pipeline = kind.from_pretrained(builtin_folder())
+    else:
+        ours = case.unet(device)
+        unet = diffusers.UNet2DModel.from_config(diffusers_settings(ours.config))
+        unet.load_state_dict(ours.state_dict())
+        pipeline = kind(unet.eval(), diffusers.DDPMScheduler())
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    return lambda: pipeline(batch_size=N, num_inference_steps=STEPS)
+    return lambda: pipeline(batch_size=case.batch, num_inference_steps=case.steps)
+
+
+def _convolutions(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
+    """Every convolution of the network on an input of its own shape: what no network of these layers is faster than."""
+    keep_freed_memory()
+    unet = case.unet(device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    seen: list[tuple[nn.Conv2d, torch.Size]] = []
+    for module in unet.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda conv, inputs, _: seen.append((conv, inputs[0].shape)))
+    config = unet.config
+    with torch.inference_mode():
+        unet(
+            torch.zeros(case.batch, config.in_channels, *config.size, device=device),
+            torch.zeros(case.batch, dtype=torch.int64, device=device),
+        )
+        inputs = {shape: _random(shape, dtype, device) for _, shape in seen}
+        convolutions = [(_bare(conv, dtype), inputs[shape]) for conv, shape in seen]
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(case.steps):
+            for conv, x in convolutions:
+                conv(x)
+
+    return run
+
+
+def _bare(conv: nn.Conv2d, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    assert conv.bias is not None
+    arguments = conv.weight.to(dtype), conv.bias.to(dtype), conv.stride, conv.padding
+    return lambda x: nn.functional.conv2d(x, *arguments)
+
+
+def _random(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return x.to(device, dtype, memory_format=torch.channels_last)
+
+
+def _rounding(device: torch.device, auto: Precision) -> str:
+    """What ``auto`` does to the samples and to bits/dim."""
+    if auto == "fp32":
+        return "Here `auto` is fp32."
+    exact, rounded = (load(BUILTIN_DIGITS, device=str(device), precision=p) for p in ("fp32", auto))
+    levels = np.abs(exact.sample(N).astype(int) - rounded.sample(N))
+    digits = Images.from_array(open_images(BUILTIN_DIGITS).take(np.arange(DIGITS)))
+    bits = {model.denoiser.precision: _bits_per_dim(model, digits) for model in (exact, rounded)}
+    return (
+        f"The same {N} images by all 1,000 steps in fp32 and in {auto} differ by {levels.mean():.2f} of 255 levels on "
+        f"average, by at most one level in {100 * (levels <= 1).mean():.0f} % of the pixels, and by {levels.max()} at "
+        f"most. By {TERMS} terms of each, {DIGITS} digits have "
+        f"{' and '.join(f'{value:.4f} bits/dim in {name}' for name, value in bits.items())}."
+    )
+
+
+def _bits_per_dim(model: Model, images: Images) -> float:
+    """In the model's own precision."""
+    tally = evaluate.Tally(evaluate.Protocol(len(images), model.diffusion.schedule.T, TERMS))
+    for _ in model.measure(images, tally, batch_size=N):
+        pass
+    return tally.bound(evaluate.prior(model.diffusion, images, len(images))).bits_per_dim
