@@ -290,7 +290,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    weights = (q * q.shape[2] ** -0.5 @ k.transpose(1, 2)).softmax(-1)
+    weights: Tensor = (q * q.shape[2] ** -0.5 @ k.transpose(1, 2)).softmax(-1)
     return weights.to(v.dtype) @ v
 
 
