@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from torch import Tensor
 
 from ddpm_cli.config import FIXED_VARIANCES, PREDICTIONS
+from ddpm_cli.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Diffusion, p_theta
 from ddpm_cli.diffusion.samplers import (
     JUMP,
@@ -29,6 +31,7 @@ from ddpm_cli.diffusion.samplers import (
     repaint_walk,
 )
 from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, linear
+from models import random_unet, tiny, write_model
 
 SEEDS = [0, 1, 20201123]
 SIGMAS = 5  # a test of a statistic fails for one seed in two million
@@ -593,3 +596,39 @@ def test_dpm_solver_steps_are_those_of_diffusers(steps: list[int], predict: str)
         x_t = scheduler.step(some_network(x_t, torch.full((2,), t)), t - 1, x_t).prev_sample
         atol = ATOL * max(1.0, float(x_t.abs().max()))
         torch.testing.assert_close(step.x_t, x_t, rtol=0, atol=atol, msg=lambda m, t=t: f"t = {t}: {m}")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++"])
+def test_whole_chains_of_a_network_are_those_of_diffusers_with_its_weights(name: str, tmp_path: Path) -> None:
+    ours = random_unet(tiny(3), 20)
+    theirs = UNet2DModel.from_pretrained(write_model(tmp_path, ours) / "unet").eval()
+    d = Diffusion(linear(100, 1e-3, 0.1), variance="fixed-small", clip=name != "dpm++")
+    steps, x_T = list(range(10, 101, 10)), start(20, torch.float32).repeat(1, 1, 2, 2)[:, :, :8, :8]
+    noise = NoiseByStep(x_T, 20)
+    known = settings(d)
+    if name == "dpm++":
+        known.pop("clip_sample")
+        scheduler = DPMSolverMultistepScheduler(final_sigmas_type="zero", **known)
+        scheduler.set_timesteps(timesteps=[t - 1 for t in reversed(steps)])
+    else:
+        kind = DDPMScheduler if name == "ddpm" else DDIMScheduler
+        scheduler = kind(timestep_spacing="trailing", **known)
+        scheduler.set_timesteps(len(steps))
+    assert scheduler.timesteps.tolist() == [t - 1 for t in reversed(steps)]
+    generator, same_generator = (torch.Generator().manual_seed(20) for _ in range(2))
+    chain = {
+        "ddpm": lambda: ancestral(
+            d.respaced(steps), Denoiser(ours, "fp32"), x_T, lambda *_: torch.randn(x_T.shape, generator=same_generator)
+        ),
+        "ddim": lambda: ddim(d.respaced(steps), Denoiser(ours, "fp32"), x_T, noise),
+        "dpm++": lambda: dpm_solver_pp(d.respaced(steps), Denoiser(ours, "fp32"), x_T, noise),
+    }[name]()
+    x_t = x_T
+    with torch.inference_mode():
+        for t, step in zip(reversed(steps), chain, strict=True):
+            output = theirs(x_t, t - 1).sample
+            options = {"ddpm": {"generator": generator}, "ddim": {"use_clipped_model_output": True}}.get(name, {})
+            x_t = scheduler.step(output, t - 1, x_t, **options).prev_sample
+            atol = ATOL * max(1.0, float(x_t.abs().max()))
+            torch.testing.assert_close(step.x_t, x_t, rtol=0, atol=atol, msg=lambda m, t=t: f"t = {t}: {m}")
