@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import ddpm_cli
 from conftest import Ddpm
+from ddpm_cli.sampling import SAMPLERS
 
 pytestmark = pytest.mark.gpu
 
@@ -45,9 +47,10 @@ def test_a_step_that_is_not_finite_changes_nothing(ddpm: Ddpm, tmp_path: Path) -
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
-def test_samples_on_the_gpu_are_those_of_the_cpu() -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_on_the_gpu_are_those_of_the_cpu(sampler: str) -> None:
     made = [
-        ddpm_cli.load("builtin:digits", device=device, precision="fp32").sample(8, sampler="ddim", steps=20)
+        ddpm_cli.load("builtin:digits", device=device, precision="fp32").sample(8, sampler=sampler, steps=20)
         for device in ("cpu", "cuda")
     ]
     difference = np.abs(made[0].astype(int) - made[1])
@@ -62,3 +65,26 @@ def test_bits_per_dim_on_the_gpu_is_that_of_the_cpu() -> None:
         for device in ("cpu", "cuda")
     ]
     assert bits[0] == pytest.approx(bits[1], rel=1e-3)
+
+
+def test_steered_chains_on_the_gpu_are_those_of_the_cpu(ddpm: Ddpm, tmp_path: Path) -> None:
+    digits = ddpm_cli.open_images("builtin:digits").take(np.arange(2))
+    for name, image in zip(("a", "b"), digits, strict=True):
+        Image.fromarray(image[:, :, 0]).save(tmp_path / f"{name}.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[4:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for command in (
+        ("denoise", "a.png", "--strength", "0.5", "--steps", "20"),
+        ("interpolate", "a.png", "b.png", "--chain-steps", "20"),
+        ("progressive", "-n", "2", "--steps", "20"),
+        ("progressive", "-n", "2", "--steps", "20", "--share-from", "500"),
+        ("inpaint", "a.png", "mask.png", "--steps", "12", "--rounds", "2"),
+    ):
+        made = []
+        for device in ("cpu", "cuda"):
+            options = ("-m", "builtin:digits", "--device", device, "--precision", "fp32", "-o", f"{device}.npy")
+            done = ddpm(*command, *options, "--force")
+            assert done.returncode == 0, done.stderr
+            made.append(np.load(tmp_path / f"{device}.npy").astype(int))
+        assert np.abs(made[0] - made[1]).max() <= 2, command

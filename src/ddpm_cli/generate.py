@@ -49,7 +49,9 @@ def chain(
 ) -> Iterator[Step]:
     """The reverse chain of the images ``indices``, each of ``shape`` (C, H, W), as one batch on ``device``.
 
-    An index names the noise of a row, and may come more than once.
+    An index names the noise of a row, and may come more than once. A chain that another one was broken off at goes on
+    as that would have from the same ``start``, but for ``dpm++``, which knows no step before and begins by one of first
+    order.
     """
     respaced = d.respaced(visited(sampling, d, start.t if start else None))
     x_t = start.x_t.to(device) if start else normal(shape, sampling.seed, "x_T", [(i,) for i in indices], device)
