@@ -128,6 +128,17 @@ def test_a_pipe_of_noise_and_denoise_is_denoise_by_strength(ddpm: Ddpm, folder: 
     assert nearly.returncode == 0
 
 
+def test_a_picture_that_says_that_it_was_noised_otherwise_is_warned_about(ddpm: Ddpm, folder: Path) -> None:
+    ddpm("noise", "a.png", "--t", "400", "-o", "x.png")
+    options = ("-o", "y.png", "--force", *FAST)
+    assert "warning" not in ddpm("denoise", "x.png", "--t", "400", *options).stderr
+    assert "warning" not in ddpm("denoise", "a.png", "--t", "400", *options).stderr
+    warning = "warning: x.png was noised with t = [400], and is denoised with t = [300]"
+    assert warning in ddpm("denoise", "x.png", "--t", "300", *options).stderr
+    ddpm("noise", "a.png", "--t", "400", "--schedule", "cosine", "-o", "x.png", "--force")
+    assert "with schedule = cosine, and is" in ddpm("denoise", "x.png", "--t", "400", *options).stderr
+
+
 def test_little_noise_leaves_the_image_as_it_is(ddpm: Ddpm, folder: Path, digits: np.ndarray) -> None:
     done = ddpm("denoise", "a.png", "--strength", "0.001", "-o", "x.png", *FAST)
     assert done.lines == ["x.png"]

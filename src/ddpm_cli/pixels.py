@@ -196,19 +196,20 @@ def png_text(text: Mapping[str, str]) -> PngImagePlugin.PngInfo:
     return info
 
 
-def decode_text(path: Path) -> dict[str, str]:
+def decode_text(file: Path | IO[bytes]) -> dict[str, str]:
     """The text chunks of a PNG file.
 
     Raises:
         InputError: not a PNG, or damaged.
     """
+    name = printable(file) if isinstance(file, Path) else "it"
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(file, formats=("PNG",)) as image:
             return {key: str(value) for key, value in getattr(image, "text", {}).items()}
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {printable(path)}") from error
+        raise InputError(f"there is no file {name}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{printable(path)} is not a PNG that can be read") from error
+        raise InputError(f"{name} is not a PNG that can be read") from error
 
 
 def grid_shape(n: int) -> tuple[int, int]:

@@ -95,6 +95,8 @@ class Image:
 def _images(file: Input, model: Model, options: Denoise, screen: Screen) -> Iterator[Image]:
     """What is in a file, as the model has its images."""
     if not file.is_array:
+        if options.t is not None:
+            _check_noise(file.settings("ddpm noise"), file.name, options.t, model, screen)
         yield Image(file.stem, fitted(file, model, options.resize, screen))
         return
     if options.t is None:
@@ -107,6 +109,14 @@ def _images(file: Input, model: Model, options: Denoise, screen: Screen) -> Iter
         )
     for number, x_t in enumerate(latents):
         yield Image(file.stem if len(latents) == 1 else f"{file.stem}-{number}", x_t)
+
+
+def _check_noise(settings: dict[str, Any], name: str, t: int, model: Model, screen: Screen) -> None:
+    """Warn of a picture that ``ddpm noise`` has made for another step, or with another chain."""
+    c = model.diffusion_config
+    for what, expected in (("t", [t]), ("schedule", c.schedule), ("timesteps", c.timesteps)):
+        if settings.get(what, expected) != expected:
+            screen.warn(f"{name} was noised with {what} = {settings[what]}, and is denoised with {what} = {expected}")
 
 
 def _x_t(model: Model, image: Image, t: int, seed: int, number: int, options: Denoise) -> torch.Tensor:

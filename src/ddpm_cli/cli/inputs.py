@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -17,7 +19,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, InputError
 from ..files import printable
-from ..pixels import Raster, decode
+from ..pixels import Raster, decode, decode_text
 from .options import PathType
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,6 +65,13 @@ class Input:
             return decode(io.BytesIO(self.data))
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
+
+    def settings(self, key: str) -> dict[str, Any]:
+        """The settings that a command of this program has left in the text chunk ``key``; none if there are none."""
+        with contextlib.suppress(InputError, ValueError):
+            settings = json.loads(decode_text(io.BytesIO(self.data)).get(key, "{}"))
+            return settings if isinstance(settings, dict) else {}
+        return {}
 
     def latents(self) -> npt.NDArray[np.float32]:
         """The x_t in a .npy, as `latent_bytes` writes it: float32 (N, H, W, C), each number finite.
