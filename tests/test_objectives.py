@@ -83,7 +83,7 @@ def test_diffusers_samples_the_same_from_the_same_folder(
     source = torch.Generator().manual_seed(5)
     x = torch.randn(2, 1, 8, 8, generator=source)
 
-    def noise(t: int) -> torch.Tensor:
+    def noise(t: int, draw: int) -> torch.Tensor:
         return torch.randn(2, 1, 8, 8, generator=source)
 
     with torch.inference_mode():

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from .inputs import list_options, listed
 from .options import (
     Command,
     PathType,
+    list_options,
     picture_options,
     put_results,
     resize_option,
@@ -58,6 +58,7 @@ def command(
     --strength it is clean, and noised first (Eq. 4). IMG may be a folder, a pattern, or - for stdin.
     """
     from .denoising import Denoise, denoise
+    from .inputs import listed
     from .making import Making
 
     options = Denoise(t, strength, variations, resize)

@@ -8,21 +8,17 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import click
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, InputError
 from ..files import printable
 from ..pixels import Raster, decode, decode_text
-from .options import PathType
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 NPY = b"\x93NUMPY"
 STDIN = Path("-")
@@ -102,16 +98,6 @@ def latent_bytes(x: npt.NDArray[np.float32]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, x)
     return buffer.getvalue()
-
-
-def list_options(command: F) -> F:
-    """--files-from and -0."""
-    command = click.option("-0", "--null", is_flag=True, help="The names in that list end in NUL, as of find -print0.")(
-        command
-    )
-    return click.option(
-        "--files-from", type=PathType(dash=True), metavar="FILE", help="Take names from FILE, one a line; - is stdin."
-    )(command)
 
 
 def listed(given: Iterable[Path], files_from: Path | None, null: bool, *, arrays: bool = False) -> list[Path]:

@@ -20,12 +20,13 @@ from ..files import check_output, disk_errors, write_file
 from ..pixels import Raster, grid, to_float, to_levels
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, GIF_ALPHA, check_suffix, encode, encode_animation, loses_alpha
-from .inputs import STDIN, Input, latent_bytes, list_options, listed, read
+from .inputs import STDIN, Input, latent_bytes, listed, read
 from .options import (
     Command,
     IntList,
     PathType,
     force_option,
+    list_options,
     put,
     refuse_terminal,
     seed_option,

@@ -171,6 +171,16 @@ def picture_options(default: str, about: str) -> Callable[[F], F]:
     return add
 
 
+def list_options(command: F) -> F:
+    """--files-from and -0."""
+    command = click.option("-0", "--null", is_flag=True, help="The names in that list end in NUL, as of find -print0.")(
+        command
+    )
+    return click.option(
+        "--files-from", type=PathType(dash=True), metavar="FILE", help="Take names from FILE, one a line; - is stdin."
+    )(command)
+
+
 def resize_option(command: F) -> F:
     """--resize, of clean images."""
     return click.option("--resize", is_flag=True, help="Scale, crop and convert images as train does.")(command)
