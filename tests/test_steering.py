@@ -205,9 +205,17 @@ def test_an_interpolation_is_a_sheet_a_folder_or_an_animation(ddpm: Ddpm, folder
     done = ddpm("interpolate", *options, "-o", "out")
     ends = ("000-lambda0.000", "001-lambda0.500", "002-lambda1.000")
     assert done.lines == [f"out/t{t:04d}-{end}.png" for t in (300, 600) for end in ends]
-    assert ddpm("interpolate", *options, "-o", "i.gif").returncode == 0
+    assert ddpm("interpolate", *options, "-o", "i.gif", "--scale", "6").returncode == 0
     with Image.open(folder / "i.gif") as animation:
         assert animation.n_frames == 3
+        frames = []
+        for number in range(3):
+            animation.seek(number)
+            frames.append(np.asarray(animation.convert("L")))
+    changing = np.ptp(np.stack(frames), axis=0)
+    assert changing[-2 * 6 * 8 :].any()  # the images
+    assert changing[:16].any()  # what lambda is
+    assert (changing[:, :20] == 0).all()  # the rows' labels stay where they are
 
 
 # --- progressive ------------------------------------------------------------------------------------------------------

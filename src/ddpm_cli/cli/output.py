@@ -227,7 +227,12 @@ def write_table(
     scale = pictures.scale or sheet_scale(flat.shape[1:3], LABELLED)
     images = flat.reshape(rows, columns, *flat.shape[1:])
     if to.suffix in ANIMATIONS:
-        sheets = [grid(images[:, column], rows, 1, scale=scale) for column in range(columns)]
+        first = 0 if table.before is None else 1
+        names = table.columns[first : first + columns]
+        sheets = [
+            labelled(images[:, [i]], rows=table.rows, columns=[name], scale=scale, corner=table.corner, room_for=names)
+            for i, name in enumerate(names)
+        ]
     else:
         beside = [
             np.repeat(image[None, None], rows, axis=0) for image in (table.before, table.after) if image is not None

@@ -17,7 +17,15 @@ SPACE = 8  # between two labels, and around them
 LONGEST = 240  # a label's width in pixels, beyond which it is cut
 
 
-def labelled(images: Pixels, *, rows: Sequence[str], columns: Sequence[str], scale: int, corner: str = "") -> Pixels:
+def labelled(
+    images: Pixels,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    scale: int,
+    corner: str = "",
+    room_for: Sequence[str] = (),
+) -> Pixels:
     """Images on one white sheet, with their columns' labels above and their rows' labels at the left.
 
     Only images are enlarged, letters have one size. Where images are smaller than their labels, the gaps between them
@@ -29,6 +37,7 @@ def labelled(images: Pixels, *, rows: Sequence[str], columns: Sequence[str], sca
         columns: C labels, or none.
         scale: how many pixels of the sheet a pixel of an image is wide.
         corner: what the labels are of, say "t"; shown only where there are both kinds.
+        room_for: labels that columns of other sheets have, which are to be as large as this one.
 
     Returns:
         The sheet (height, width, channels); the labels and what is white are opaque.
@@ -39,7 +48,7 @@ def labelled(images: Pixels, *, rows: Sequence[str], columns: Sequence[str], sca
     rows, columns = [_cut(label, font) for label in rows], [_cut(label, font) for label in columns]
     # Wide enough for the labels, whose middle is that of their image: half of what juts out is on either side, so that
     # half of such a gap is enough at the edges.
-    wide_gap = max([GAP, *(_width(label, font) + SPACE - width * scale for label in columns)])
+    wide_gap = max([GAP, *(_width(label, font) + SPACE - width * scale for label in [*columns, *room_for])])
     high_gap = max(GAP, TEXT + SPACE // 2 - height * scale) if rows else GAP
     flat = images.reshape(n_rows * n_columns, height, width, channels)
     body = grid(flat, n_rows, n_columns, scale=scale, gap=high_gap, column_gap=wide_gap)
