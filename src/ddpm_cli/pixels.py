@@ -188,6 +188,13 @@ def encode_png(image: Image.Image, text: Mapping[str, str] | None = None) -> byt
     return buffer.getvalue()
 
 
+def encode_npy(array: npt.NDArray[Any]) -> bytes:
+    """An array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 def png_text(text: Mapping[str, str]) -> PngImagePlugin.PngInfo:
     """Text chunks for Pillow to write into a PNG."""
     info = PngImagePlugin.PngInfo()

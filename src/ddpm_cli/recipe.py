@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,13 +20,12 @@ MAX_SCALE = 64
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The settings that decide a sheet of samples; None where the default depends on the model.
+class Recipe(Sampling):
+    """The settings that decide a sheet of samples, those of a chain and more; None where the model decides the default.
 
     Args:
         model: as the user named it; ``step``: the optimizer steps it had seen, where known.
         first: index of the first image of the seed; ``n``: how many images.
-        seed, sampler, ..., snr: those of `Sampling`.
         rows, columns, scale: of the sheet.
         precision: of the network's arithmetic.
     """
@@ -35,20 +34,13 @@ class Recipe:
     step: int | None = None
     first: int = 0
     n: int = 16
-    seed: int = 0
-    sampler: str = "ddpm"
-    steps: int | None = None
-    spacing: str | None = None
-    timesteps: tuple[int, ...] | None = None
-    eta: float | None = None
-    corrector_steps: int | None = None
-    snr: float | None = None
     rows: int | None = None
     columns: int | None = None
     scale: int | None = None
     precision: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         limits = {"n": (1, MAX_IMAGES), "rows": (1, MAX_IMAGES), "columns": (1, MAX_IMAGES), "scale": (1, MAX_SCALE)}
         for name, (low, high) in {**limits, "first": (0, MAX_IMAGES), "seed": (0, 2**63 - 1)}.items():
             value = getattr(self, name)
@@ -59,11 +51,7 @@ class Recipe:
 
     @property
     def sampling(self) -> Sampling:
-        """The settings of the chain.
-
-        Raises:
-            ArgumentError: they do not go together.
-        """
+        """The settings of the chain alone."""
         return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
 
     @property
@@ -115,9 +103,7 @@ class Recipe:
         if "timesteps" in settings:
             settings["timesteps"] = tuple(settings["timesteps"])
         try:
-            recipe = cls(**settings)
-            _ = recipe.sampling  # whether these go together
-            return recipe
+            return cls(**settings)
         except ArgumentError as error:
             raise InputError(f"{where}: its settings make no sense: {error}") from error
 
@@ -127,9 +113,9 @@ class Recipe:
         What belonged to another sampler, another number of images or another model goes with it.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        of_sampler = ("steps", "spacing", "timesteps", "eta", "corrector_steps", "snr")
-        follows = {
-            "sampler": of_sampler,
+        of_chain = {field.name for field in fields(Sampling)} - {"sampler", "seed"}
+        follows: dict[str, Iterable[str]] = {
+            "sampler": of_chain,
             "steps": ("timesteps",),
             "spacing": ("timesteps",),
             "timesteps": ("steps", "spacing"),

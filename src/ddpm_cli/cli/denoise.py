@@ -46,10 +46,6 @@ def command(
     resize: bool,
     files_from: Path | None,
     null: bool,
-    output: Path,
-    force: bool,
-    preview: bool,
-    verbosity: int,
     **common: Any,
 ) -> None:
     """Run the reverse chain from IMG at step t down to an image: x_0 ~ p_theta(x_0|x_t).
@@ -63,5 +59,4 @@ def command(
 
     options = Denoise(t, strength, variations, resize)
     paths = listed(images, files_from, null, arrays=True)
-    making = Making.of(output, force=force, preview=preview, verbosity=verbosity, options=common)
-    put_results(denoise(paths, options, making))
+    put_results(denoise(paths, options, Making.of(common)))

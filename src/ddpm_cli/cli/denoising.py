@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,9 @@ from ..generate import Start
 from ..model import Model
 from ..pixels import grid_shape
 from ..ui.console import Screen
-from .inputs import Input, read
+from .inputs import Input, read, refuse_doubles
 from .making import Making, fitted, shown, tensor
-from .output import (
-    Batch,
-    chains,
-    watched,
-    write_pictures,
-)
+from .output import Batch, chains, watched, write_pictures
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ def denoise(paths: list[Path], options: Denoise, making: Making) -> Iterator[Pat
     if options.t is not None and several > 1:
         making.warn_of_copies()
     names = [f"{image.name}-{v}" if several > 1 else image.name for image in images for v in range(several)]
-    _check_names(names)
+    refuse_doubles(f"{name}.png" for name in names)
     grid = (len(images), several) if several > 1 and len(images) > 1 else grid_shape(len(names))
     made = making.made(model, "denoise", names, grid, {"t": t, "strength": options.strength})
     making.check(made, model)
@@ -124,9 +119,3 @@ def _x_t(model: Model, image: Image, t: int, seed: int, number: int, options: De
     values = image.values
     x = tensor(values) if values.dtype == np.uint8 else torch.from_numpy(values).permute(2, 0, 1)
     return x[None] if options.t is not None else steering.noised(model.diffusion, x[None], t, seed, number)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
-        raise ArgumentError(f"several images would become {double}.png; give them in several calls")

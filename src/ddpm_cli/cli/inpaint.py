@@ -41,10 +41,6 @@ def command(
     n: int,
     rounds: int,
     resize: bool,
-    output: Path,
-    force: bool,
-    preview: bool,
-    verbosity: int,
     **common: Any,
 ) -> None:
     """Make the pixels of IMG anew where MASK is white; the others come back as they are.
@@ -56,5 +52,4 @@ def command(
     from .making import Making
 
     options = Inpaint(n, rounds, resize)
-    making = Making.of(output, force=force, preview=preview, verbosity=verbosity, options=common)
-    put_results(inpaint(image, mask, options, making))
+    put_results(inpaint(image, mask, options, Making.of(common)))

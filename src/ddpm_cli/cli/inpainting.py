@@ -20,11 +20,7 @@ from ..model import Model
 from ..pixels import grid_shape
 from .inputs import Input, read
 from .making import Making, fitted, shown, tensor
-from .output import (
-    BatchStep,
-    watched,
-    write_pictures,
-)
+from .output import BatchStep, watched, write_pictures
 
 WHITE = 128  # of 255
 INPAINT_STEPS = 250  # as in the paper of RePaint; each of them is gone many times
@@ -46,8 +42,7 @@ def inpaint(image: Path, mask: Path, options: Inpaint, making: Making) -> Iterat
     _check_sizes(picture, cover)
     pixels = fitted(picture, model, options.resize, making.screen)
     known = _known(cover, model)
-    stem = "stdin" if str(image) == "-" else image.stem
-    names = [f"{stem}-{i}" for i in range(options.n)]
+    names = [f"{picture.stem}-{i}" for i in range(options.n)]
     if sampling.steps is None and sampling.timesteps is None:
         T = model.diffusion.schedule.T
         sampling = replace(sampling, steps=T if model.diffusion.variance == "learned" else min(INPAINT_STEPS, T))

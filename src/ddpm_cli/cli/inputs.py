@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ import numpy.typing as npt
 from ..errors import ArgumentError, InputError
 from ..files import printable
 from ..pixels import Raster, decode, decode_text
+from .options import STDIO
 
 NPY = b"\x93NUMPY"
-STDIN = Path("-")
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Input:
     @property
     def name(self) -> str:
         """Its name, for people."""
-        return "stdin" if self.path == STDIN else printable(self.path)
+        return "stdin" if self.path == STDIO else printable(self.path)
 
     @property
     def stem(self) -> str:
         """What names of results begin with."""
-        return "stdin" if self.path == STDIN else self.path.stem
+        return "stdin" if self.path == STDIO else self.path.stem
 
     @property
     def is_array(self) -> bool:
@@ -70,7 +71,7 @@ class Input:
         return {}
 
     def latents(self) -> npt.NDArray[np.float32]:
-        """The x_t in a .npy, as `latent_bytes` writes it: float32 (N, H, W, C), each number finite.
+        """The x_t in a .npy, as ``ddpm noise`` writes it: float32 (N, H, W, C), each number finite.
 
         Raises:
             InputError: it holds something else.
@@ -93,13 +94,6 @@ class Input:
         return latents
 
 
-def latent_bytes(x: npt.NDArray[np.float32]) -> bytes:
-    """x_t (H, W, C), or several (N, H, W, C), as a .npy: exact, where 8 bits round and clip."""
-    buffer = io.BytesIO()
-    np.save(buffer, x)
-    return buffer.getvalue()
-
-
 def listed(given: Iterable[Path], files_from: Path | None, null: bool, *, arrays: bool = False) -> list[Path]:
     """The files that a user means: each that is named, the images in a folder, what matches a pattern, a list.
 
@@ -114,10 +108,10 @@ def listed(given: Iterable[Path], files_from: Path | None, null: bool, *, arrays
     names = list(given)
     if null and files_from is None:
         raise ArgumentError("-0 says how the names of --files-from end; give that too")
-    if [*names, files_from].count(STDIN) > 1:
+    if [*names, files_from].count(STDIO) > 1:
         raise ArgumentError("stdin (-) is named twice; it can be read once")
     if files_from is not None:
-        text = sys.stdin.buffer.read() if files_from == STDIN else read(files_from).data
+        text = sys.stdin.buffer.read() if files_from == STDIO else read(files_from).data
         parts = text.split(b"\0" if null else b"\n")
         lines = parts if null else [part.removesuffix(b"\r") for part in parts]
         names += [Path(os.fsdecode(line)) for line in lines if line]
@@ -132,14 +126,14 @@ def read(path: Path) -> Input:
     Raises:
         InputError: it is not there, cannot be read, or is empty.
     """
-    name = "stdin" if path == STDIN else printable(path)
-    if path != STDIN and not path.is_file():
+    name = "stdin" if path == STDIO else printable(path)
+    if path != STDIO and not path.is_file():
         if path.is_dir():
             raise InputError(f"{name} is a folder; give an image")
         if path.exists():
             raise InputError(f"{name} is neither a file nor a folder; give - to read stdin")
         raise InputError(f"there is no file {name}")
-    data = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+    data = sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
     if not data:
         raise InputError(f"{name} is empty; give an image")
     return Input(path, data)
@@ -160,3 +154,13 @@ def _expanded(name: Path, besides: tuple[str, ...]) -> list[Path]:
             raise InputError(f"nothing matches {printable(name)}")
         return found
     return [name]
+
+
+def refuse_doubles(names: Iterable[str]) -> None:
+    """Refuse names of files of which two are the same.
+
+    Raises:
+        ArgumentError: names the first.
+    """
+    if doubles := [name for name, count in Counter(names).items() if count > 1]:
+        raise ArgumentError(f"several images would become {doubles[0]}; give them in several calls")

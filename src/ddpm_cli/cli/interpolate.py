@@ -49,10 +49,6 @@ def command(
     times: tuple[int, ...] | None,
     lambdas: int,
     resize: bool,
-    output: Path,
-    force: bool,
-    preview: bool,
-    verbosity: int,
     **common: Any,
 ) -> None:
     """Interpolate the images A and B: noise both to step t, mix them, and run the reverse chain (section 4.4).
@@ -64,5 +60,4 @@ def command(
     from .making import Making
 
     options = Interpolate(times, lambdas, resize)
-    making = Making.of(output, force=force, preview=preview, verbosity=verbosity, options=common)
-    put_results(interpolate(a, b, options, making))
+    put_results(interpolate(a, b, options, Making.of(common)))

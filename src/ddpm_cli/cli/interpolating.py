@@ -14,15 +14,7 @@ from ..generate import pixels_of
 from ..model import Model
 from .inputs import read
 from .making import Making, check_times, fitted, tensor
-from .output import (
-    LABELLED,
-    Batch,
-    Cells,
-    Table,
-    chains,
-    watched,
-    write_table,
-)
+from .output import LABELLED, Batch, Cells, Table, chains, watched, write_table
 
 
 @dataclass(frozen=True)

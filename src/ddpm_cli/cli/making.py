@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,17 +42,17 @@ class Making:
     scale: int | None
 
     @classmethod
-    def of(cls, output: Path, *, force: bool, preview: bool, verbosity: int, options: dict[str, Any]) -> Making:
-        """From what `options.picture_options` has collected.
+    def of(cls, options: dict[str, Any]) -> Making:
+        """From the values of `options.picture_options`, and those of the sampler's options.
 
         Raises:
-            ArgumentError: settings of the sampler that do not go together.
+            ArgumentError: settings of the sampler that do not go together, or an output that cannot be written.
         """
-        screen = Screen(verbosity)
+        screen = Screen(options.pop("verbosity"))
         log_to(screen)
+        to = Destination(options.pop("output"), options.pop("force"), options.pop("preview"))
         own = {name: options.pop(name) for name in ("model", "device", "precision", "batch_size", "scale")}
         sampling = Sampling(**{name: value for name, value in options.items() if value is not None})
-        to = Destination(output, force, preview)
         check_destination(to)
         return cls(sampling, screen, to, **own)
 

@@ -105,12 +105,13 @@ class Report:
             return (
                 f"whether the model has memorised cannot be told from {counts} to compare them with; take more of both"
             )
-        where = "farther from the training images than" if self.comparison.is_far else "about as near to them as"
+        relation = "farther from {} than" if self.comparison.is_far else "about as near to {} as"
         if self.copies:
             copies = f"{len(self.copies):,} of {plural(self.comparison.samples, 'sample')}"
-            return f"{copies} are copies of training images; as a whole, samples are {where} {near}: {z}"
-        where = where.replace("near to them", "near to the training images")
-        return f"no sign of memorisation: samples are {where} {near}: {z}"
+            return (
+                f"{copies} are copies of training images; as a whole, samples are {relation.format('them')} {near}: {z}"
+            )
+        return f"no sign of memorisation: samples are {relation.format('the training images')} {near}: {z}"
 
     def to_json(self) -> str:
         """One JSON object; distances on the scale 0..255."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,12 @@ from ..diffusion.process import q_sample, q_step
 from ..diffusion.schedule import Schedule, from_config
 from ..errors import ArgumentError
 from ..files import check_output, disk_errors, write_file
-from ..pixels import Raster, grid, to_float, to_levels
+from ..pixels import Raster, encode_npy, grid, to_float, to_levels
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, GIF_ALPHA, check_suffix, encode, encode_animation, loses_alpha
-from .inputs import STDIN, Input, latent_bytes, listed, read
+from .inputs import Input, listed, read, refuse_doubles
 from .options import (
+    STDIO,
     Command,
     IntList,
     PathType,
@@ -110,7 +110,7 @@ def command(
     text = {"t": list(times), "schedule": schedule, "timesteps": timesteps, "stepwise": stepwise, "seed": seed}
     settings = Settings(s, times, stepwise, seed, {"ddpm noise": json.dumps(text)})
     paths = listed(images, files_from, null)
-    in_folder = output is not None and output != STDIN and (output.is_dir() or not output.suffix)
+    in_folder = output is not None and output != STDIO and (output.is_dir() or not output.suffix)
     many = in_folder or len(paths) > 1 or any(path.is_dir() for path in images)
     outputs = _outputs(paths, times, output, kind, many=many)
     for path in outputs:
@@ -130,21 +130,20 @@ def _outputs(
 ) -> list[Path]:
     """A file for each image, or - for stdout."""
     ending = f"-t{'-'.join(map(str, times))}.{kind or 'png'}"
-    names = [("stdin" if path == STDIN else path.stem) + ending for path in paths]
+    names = [("stdin" if path == STDIO else path.stem) + ending for path in paths]
     if not many:
-        output = output or (STDIN if paths[0] == STDIN else Path(names[0]))
-        if kind and output != STDIN:
+        output = output or (STDIO if paths[0] == STDIO else Path(names[0]))
+        if kind and output != STDIO:
             raise ArgumentError(f"--format {kind} is for -o - and folders; the name {output} says the format itself")
         return [output]
-    if output is None or output == STDIN or output.suffix:
+    if output is None or output == STDIO or output.suffix:
         raise ArgumentError(f"{len(paths)} images make as many files; name a folder for them with -o, such as noisy/")
-    if doubles := [name for name, count in Counter(names).items() if count > 1]:
-        raise ArgumentError(f"several images would become {doubles[0]}; give them in several calls")
+    refuse_doubles(names)
     return [output / name for name in names]
 
 
 def _check(path: Path, force: bool, *, folder: Path | None) -> None:
-    if path == STDIN:
+    if path == STDIO:
         refuse_terminal()
         return
     if path.suffix.lower() != ".npy":
@@ -161,17 +160,17 @@ def _noise(image: Input, output: Path, kind: str | None, settings: Settings, scr
     if raster.note:
         screen.warn(f"{image.path}: {raster.note}")
     latents = _forward(raster, settings)
-    suffix = f".{kind or 'png'}" if output == STDIN else output.suffix.lower()
+    suffix = f".{kind or 'png'}" if output == STDIO else output.suffix.lower()
     if suffix == ".npy":
         if raster.has_alpha:
             screen.warn(f"{image.path}: a .npy holds the x_t of the colours; the alpha channel is left out")
-        data = latent_bytes(latents if len(latents) > 1 else latents[0])
+        data = encode_npy(latents if len(latents) > 1 else latents[0])
     else:
         noisy = _pictures(raster, latents)
         if loses_alpha(noisy, suffix):
             screen.warn(GIF_ALPHA)
         data = _encode(noisy, suffix, settings.text)
-    if output == STDIN:
+    if output == STDIO:
         write_stdout(data)
     else:
         write_file(output, data)

@@ -17,6 +17,8 @@ from ..sampling import SAMPLERS, SPACINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+STDIO = Path("-")  # stdin where something is read, stdout where it is written
+
 
 class Command(click.Command):
     """A command whose help shows its examples before its options: they are what most look for."""
@@ -140,8 +142,11 @@ def chain_options(command: F) -> F:
 
 def spacing_options(command: F) -> F:
     """--spacing and --timesteps."""
+    usual = SAMPLERS["ddpm"].spacing
+    others = (f"; {name}: {sampler.spacing}" for name, sampler in SAMPLERS.items() if sampler.spacing != usual)
+    spread = f"How they are spread over 1..T.  [default: {usual}{''.join(others)}]"
     command = click.option("--timesteps", type=IntList(), help="Or which they are, descending: 1000,750,...")(command)
-    return click.option("--spacing", type=click.Choice(SPACINGS), help=_SPREAD)(command)
+    return click.option("--spacing", type=click.Choice(SPACINGS), help=spread)(command)
 
 
 def picture_options(default: str, about: str) -> Callable[[F], F]:
@@ -186,21 +191,21 @@ def resize_option(command: F) -> F:
     return click.option("--resize", is_flag=True, help="Scale, crop and convert images as train does.")(command)
 
 
-_SPREAD = "How they are spread over 1..T.  [default: uniform; dpm++: logsnr]"
-
-
 def _sampler_options(command: F, name: str) -> F:
     samplers = "; ".join(f"{name}: {sampler.about}" for name, sampler in SAMPLERS.items())
     steps = ", ".join(f"{name}: {sampler.steps or 'all T'}" for name, sampler in SAMPLERS.items())
+    own = {setting: f"[default: {value:g}]" for s in SAMPLERS.values() for setting, value in s.settings.items()}
     options = (
         click.option("--sampler", type=click.Choice(list(SAMPLERS)), help=f"{samplers}.  [default: ddpm]"),
         click.option(name, "steps", type=click.IntRange(1), help=f"Of the reverse chain.  [default: {steps}]"),
         spacing_options,
         click.option(
-            "--eta", type=click.FloatRange(0, 1), help="Noise of ddim, 0 none, 1 as Algorithm 2.  [default: 0]"
+            "--eta", type=click.FloatRange(0, 1), help=f"Noise of ddim, 0 none, 1 as Algorithm 2.  {own['eta']}"
         ),
-        click.option("--corrector-steps", type=click.IntRange(1), help="Of langevin at each t.  [default: 1]"),
-        click.option("--snr", type=float, help="Signal to noise of these steps.  [default: 0.2]"),
+        click.option(
+            "--corrector-steps", type=click.IntRange(1), help=f"Of langevin at each t.  {own['corrector_steps']}"
+        ),
+        click.option("--snr", type=float, help=f"Signal to noise of these steps.  {own['snr']}"),
     )
     for option in reversed(options):
         command = option(command)

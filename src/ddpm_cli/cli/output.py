@@ -16,12 +16,12 @@ from ..errors import ArgumentError
 from ..files import check_output, disk_errors, printable, write_file
 from ..generate import Start, pixels_of
 from ..model import Model
-from ..pixels import MAX_PIXELS, MAX_SIDE, Pixels, encode_png, grid, sheet_scale, to_image
+from ..pixels import MAX_PIXELS, MAX_SIDE, Pixels, encode_npy, encode_png, grid, sheet_scale, to_image
 from ..sampling import Sampling
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, GIF_ALPHA, chain_frames, encode, encode_animation, loses_alpha
 from ..ui.sheet import labelled
-from .options import refuse_terminal
+from .options import STDIO, refuse_terminal
 
 PREVIEWED = 64  # images at most
 # Pixels that the shorter side of an image has at least: on a sheet, below a label, in an animation of its own.
@@ -41,14 +41,19 @@ class Destination:
     preview: bool = False
 
     @property
+    def is_stdout(self) -> bool:
+        """Whether it is stdout."""
+        return self.path == STDIO
+
+    @property
     def is_folder(self) -> bool:
         """Whether a file is written for each image."""
-        return str(self.path) != "-" and (self.path.is_dir() or not self.path.suffix)
+        return not self.is_stdout and (self.path.is_dir() or not self.path.suffix)
 
     @property
     def suffix(self) -> str:
         """Of the file; stdout gets PNG."""
-        return ".png" if str(self.path) == "-" else self.path.suffix.lower()
+        return ".png" if self.is_stdout else self.path.suffix.lower()
 
 
 class Pictures(Protocol):
@@ -100,7 +105,7 @@ def check_destination(to: Destination) -> None:
         DiskError: the disk refuses.
     """
     output = to.path
-    if str(output) == "-":
+    if to.is_stdout:
         refuse_terminal()
     elif not output.suffix and output.is_file():
         raise ArgumentError(f"{printable(output)} is a file without a suffix; name a .png, or a folder")
@@ -171,7 +176,7 @@ def write_pictures(
         yield from _write_files(to, pictures, ends, screen)
         return
     shown = chain_frames([0, *chain[:-1]]) if to.suffix in ANIMATIONS else [0]
-    frames = _frames(_keeping(steps, to, screen), shown)
+    frames = _frames(steps, shown, to, screen)
     if to.preview:
         screen.picture(_sheet(frames[-1][:PREVIEWED]))
     if to.suffix in (".npy", ".npz"):
@@ -256,30 +261,27 @@ def _write_files(to: Destination, pictures: Pictures, cells: Iterable[Cells], sc
         screen.picture(_sheet(part.images[:PREVIEWED]))
 
 
-def _keeping(steps: Iterator[BatchStep], to: Destination, screen: Screen) -> Iterator[BatchStep]:
-    """Pass steps on; if they are broken off, write what is finished beside the file that would have been."""
-    finished: list[Pixels] = []
-    try:
-        for step in steps:
-            if step.t == 0:
-                finished.append(pixels_of(step.x_t))
-            yield step
-    except BaseException:
-        if finished and str(to.path) != "-":
-            images = np.concatenate(finished)
-            path = to.path.with_name(f"{to.path.stem}-unfinished.npy")
-            write_file(path, _encode_array(images, ".npy"))
-            screen.say(f"the {len(images):,} images that were finished are in {printable(path)}")
-        raise
-
-
-def _frames(steps: Iterator[BatchStep], shown: list[int]) -> list[Pixels]:
+def _frames(steps: Iterator[BatchStep], shown: list[int], to: Destination, screen: Screen) -> list[Pixels]:
     """The images (n, H, W, C) at each t of ``shown``, which descend to 0; where a chain is there twice, the last."""
     frames: dict[int, dict[int, Pixels]] = {t: {} for t in shown}
-    for step in steps:
-        if step.t in frames:
-            frames[step.t][step.places.start] = pixels_of(step.x_t)
+    try:
+        for step in steps:
+            if step.t in frames:
+                frames[step.t][step.places.start] = pixels_of(step.x_t)
+    except BaseException:
+        _rescue(list(frames[0].values()), to, screen)
+        raise
     return [np.concatenate(list(parts.values())) for parts in frames.values()]
+
+
+def _rescue(finished: list[Pixels], to: Destination, screen: Screen) -> None:
+    """Write what was finished when the work was broken off beside the file that would have been."""
+    if not finished or to.is_stdout:
+        return
+    images = np.concatenate(finished)
+    path = to.path.with_name(f"{to.path.stem}-unfinished.npy")
+    write_file(path, encode_npy(images))
+    screen.say(f"the {len(images):,} images that were finished are in {printable(path)}")
 
 
 def _write_sheets(to: Destination, sheets: list[Pixels], pictures: Pictures, screen: Screen) -> Iterator[Path | bytes]:
@@ -292,7 +294,7 @@ def _write_sheets(to: Destination, sheets: list[Pixels], pictures: Pictures, scr
 
 
 def _write(to: Destination, data: bytes) -> Iterator[Path | bytes]:
-    if str(to.path) == "-":
+    if to.is_stdout:
         yield data
     else:
         write_file(to.path, data)
@@ -301,8 +303,10 @@ def _write(to: Destination, data: bytes) -> Iterator[Path | bytes]:
 
 def _encode_array(images: Pixels, suffix: str) -> bytes:
     """Images (n, H, W, C) as the bytes of a .npy, or of a .npz with the one array ``images``."""
+    if suffix == ".npy":
+        return encode_npy(images)
     buffer = io.BytesIO()
-    np.save(buffer, images) if suffix == ".npy" else np.savez_compressed(buffer, images=images)
+    np.savez_compressed(buffer, images=images)
     return buffer.getvalue()
 
 

@@ -13,16 +13,7 @@ from ..errors import ArgumentError
 from ..generate import Start, pixels_of
 from ..model import Model
 from .making import Making, check_times
-from .output import (
-    LABELLED,
-    Batch,
-    BatchStep,
-    Cells,
-    Table,
-    chains,
-    watched,
-    write_table,
-)
+from .output import LABELLED, Batch, BatchStep, Cells, Table, chains, watched, write_table
 
 COLUMNS = 9  # of a sheet, unless they are named
 

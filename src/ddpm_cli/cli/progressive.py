@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -37,10 +36,6 @@ def command(
     n: int,
     times: tuple[int, ...] | None,
     share_from: tuple[int, ...] | None,
-    output: Path,
-    force: bool,
-    preview: bool,
-    verbosity: int,
     **common: Any,
 ) -> None:
     """Show what the network takes the images to be while the reverse process makes them (Figure 6).
@@ -53,5 +48,4 @@ def command(
     from .progressing import Progressive, progressive
 
     options = Progressive(n, times, share_from)
-    making = Making.of(output, force=force, preview=preview, verbosity=verbosity, options=common)
-    put_results(progressive(options, making))
+    put_results(progressive(options, Making.of(common)))

@@ -16,7 +16,7 @@ LEFT = 0.05  # alpha_bar beyond which x_t is no longer taken for noise
 
 def sample(recipe: Recipe, to: Destination, screen: Screen, *, batch_size: int, device: str) -> Iterator[Path | bytes]:
     """Make the images of a recipe; yields each path written, or the bytes that are meant for stdout."""
-    sampling = recipe.sampling  # which refuses settings that do not go together
+    sampling = recipe.sampling
     check_destination(to)
     _ = recipe.grid
     check_files(to, recipe)
