@@ -30,6 +30,8 @@ LAYERS = {
     "sampling": 0,
     "stage": 0,
     "diffusion": 1,
+    "dropout": 1,
+    "group_norm": 1,
     "unet": 1,
     "pixels": 1,
     "rng": 1,
@@ -64,6 +66,7 @@ NEIGHBOURS = {
     "presets": {"errors", "config"},
     "files": {"errors"},
     "sampling": {"errors"},
+    "unet": {"dropout", "group_norm"},
     "hub": {"checkpoint"},
     "plan": {"run"},  # a plan is a run that is not yet one
     "cost": {"plan", "run"},

@@ -22,8 +22,10 @@ from ddpm_cli.checkpoint import Snapshot
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.data import Images
 from ddpm_cli.diffusion.schedule import from_config
+from ddpm_cli.dropout import draw_masks
 from ddpm_cli.errors import DivergedError
 from ddpm_cli.train import StepReport, Training, batch_at, train
+from ddpm_cli.unet import UNet
 from models import DIFFUSION, random_unet, tiny
 from test_checkpoint import differences
 
@@ -133,14 +135,16 @@ def test_t_is_uniform_and_noise_is_normal() -> None:
 # The step itself, by hand.
 
 
-def loss_by_hand(network: torch.nn.Module, data: Images, config: TrainConfig, step: int, predict: str) -> torch.Tensor:
+def loss_by_hand(network: UNet, data: Images, config: TrainConfig, step: int, predict: str) -> torch.Tensor:
     """Eq. 14, or its twin for another prediction, written out."""
     batch = batch_at(data, config, T, step)
     alpha_bar = torch.tensor(from_config(DIFFUSION).alpha_bar[batch.t], dtype=torch.float32)[:, None, None, None]
     x_0 = batch.images.permute(0, 3, 1, 2).float() / 127.5 - 1
     x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * batch.eps
     v = alpha_bar.sqrt() * batch.eps - (1 - alpha_bar).sqrt() * x_0
-    output = network(x_t, torch.from_numpy(batch.t) - 1)
+    seeds = rng.integers(0, 2**63 - 1, config.batch_size, config.seed, "dropout", step)
+    masks = draw_masks(network.config, (x_t.shape[2], x_t.shape[3]), seeds, CPU, torch.float32)
+    output = network(x_t, torch.from_numpy(batch.t) - 1, masks)
     return torch.mean((output - {"eps": batch.eps, "x0": x_0, "v": v}[predict]) ** 2)
 
 
@@ -165,8 +169,6 @@ def test_eight_steps_by_hand_with_plain_adam_and_torchs_average(dropout: float) 
     config, data = replace(CONFIG, grad_clip=0.7, ema_warmup=False, ema=0.8), images()
     made = training(config, dropout=dropout)
     network = copy.deepcopy(made.unet)
-    generator = torch.Generator()
-    network.use_generator(generator)
     adam = torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), eps=1e-8, foreach=False, fused=False)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
@@ -174,7 +176,6 @@ def test_eight_steps_by_hand_with_plain_adam_and_torchs_average(dropout: float) 
     average.n_averaged += 1  # or its first update would copy instead of averaging
     clipped = 0
     for step, report in enumerate(advance(made, data, 8), start=1):
-        generator.manual_seed(rng.torch_seed(config.seed, "dropout", step))
         loss = loss_by_hand(network, data, config, step, "eps")
         loss.backward()
         norm = torch.stack([p.grad.square().sum() for p in network.parameters() if p.grad is not None]).sum().sqrt()
@@ -217,7 +218,7 @@ def test_the_average_follows_its_formula_from_the_first_step() -> None:
 
 @pytest.mark.parametrize("parts", [2, 3, 4, 6])
 def test_a_batch_computed_in_parts_is_the_same_batch(parts: int) -> None:
-    whole, divided = (training(replace(CONFIG, accumulate=k), dropout=0.0) for k in (1, parts))
+    whole, divided = (training(replace(CONFIG, accumulate=k)) for k in (1, parts))
     reports = [advance(made, images(), 1)[0] for made in (whole, divided)]
     assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-5)
     assert reports[1].grad_norm == pytest.approx(reports[0].grad_norm, rel=1e-4)

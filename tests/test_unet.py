@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_cli.config import UNetConfig
+from ddpm_cli.dropout import draw_masks, kept
 from ddpm_cli.errors import InputError
+from ddpm_cli.group_norm import GroupNorm
 from ddpm_cli.presets import PRESETS
 from ddpm_cli.unet import (
     Attention,
-    GroupNorm,
     ResBlock,
     UNet,
     build,
-    dropout_sites,
     flops,
     init_weights,
     parameter_count,
@@ -374,41 +374,49 @@ def test_every_parameter_learns_in_its_own_layout(channels: int) -> None:
 # ---------------------------------------------------------------- dropout
 
 
+def masks_of(unet: UNet, size: tuple[int, int], seeds: list[int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return draw_masks(unet.config, size, np.array(seeds), torch.device("cpu"), dtype)
+
+
 def dropping(rate: float = 0.3, **fields: Any) -> UNet:
-    unet = random_unet(dataclasses.replace(SMALL, dropout=rate, **fields), 0).train()
-    unet.use_generator(torch.Generator())
-    return unet
+    return random_unet(dataclasses.replace(SMALL, dropout=rate, **fields), 0).train()
 
 
-def test_dropout_is_a_function_of_its_generator() -> None:
+def test_dropout_is_a_function_of_the_seeds_of_the_images() -> None:
     unet = dropping()
-    x, t = random_inputs(SMALL, (8, 8), 2, 0)
+    x, t = random_inputs(SMALL, (8, 8), 3, 0)
 
-    def run(seed: int, threads: int = 1) -> Tensor:
-        assert unet.generator is not None
-        unet.generator.manual_seed(seed)
-        before, state = torch.get_num_threads(), torch.get_rng_state()
-        torch.set_num_threads(threads)
-        try:
-            out = unet(x, t)
-        finally:
-            torch.set_num_threads(before)
+    def run(seeds: list[int], rows: slice = slice(None)) -> Tensor:
+        state = torch.get_rng_state()
+        out = unet(x[rows], t[rows], masks_of(unet, (8, 8), seeds[rows]))
         assert torch.equal(torch.get_rng_state(), state), "the global generator must stay untouched"
         return out
 
-    assert torch.equal(run(1), run(1))
-    torch.testing.assert_close(run(1), run(1, threads=2), rtol=0, atol=1e-5)
-    assert (run(1) - run(2)).abs().max() > 1e-2
-    unet.eval()
-    assert torch.equal(run(1), run(2))
+    whole = run([1, 2, 3])
+    assert torch.equal(whole, run([1, 2, 3]))
+    assert (whole - run([1, 2, 4])).abs().amax((1, 2, 3)).tolist()[:2] == [0, 0]
+    assert (whole - run([1, 2, 4])).abs().max() > 1e-2
+    parts = torch.cat([run([1, 2, 3], slice(0, 1)), run([1, 2, 3], slice(1, 3))])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
-def test_dropout_needs_a_generator() -> None:
-    unet = random_unet(dataclasses.replace(SMALL, dropout=0.1), 0)
-    inputs = random_inputs(SMALL, (8, 8), 1, 0)
-    unet(*inputs)
-    with pytest.raises(AssertionError, match="use_generator"):
-        unet.train()(*inputs)
+def test_without_masks_nothing_is_dropped() -> None:
+    unet = dropping()
+    inputs = random_inputs(SMALL, (8, 8), 2, 0)
+    assert torch.equal(unet(*inputs), unet.eval()(*inputs))
+    assert masks_of(random_unet(SMALL, 0), (8, 8), [1]) == []
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-7, 0.1, 0.5, 0.999, 1 - 1e-9])
+def test_masks_keep_what_they_say(rate: float) -> None:
+    config = dataclasses.replace(SMALL, dropout=rate)
+    masks = draw_masks(config, (64, 64), np.arange(4), torch.device("cpu"), torch.float32)
+    assert kept(rate) == pytest.approx(1 - rate, abs=2**-16)
+    assert kept(rate) > 0
+    for mask in masks:
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        deviation = math.sqrt(kept(rate) * (1 - kept(rate)) / mask.numel())
+        assert mask.mean(dtype=torch.float64).item() == pytest.approx(kept(rate), abs=5 * deviation)
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
@@ -422,7 +430,7 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate: float, amp: bool) ->
         block.conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x, t = random_inputs(SMALL, (32, 32), 8, 0)
     with torch.no_grad(), autocast(amp):
-        unet(x, t)
+        unet(x, t, masks_of(unet, (32, 32), [*range(8)], torch.bfloat16 if amp else torch.float32))
         dropped, seen[:] = list(seen), []
         unet.eval()(x, t)
     assert len(dropped) == len(blocks) == 8
@@ -430,9 +438,9 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate: float, amp: bool) ->
         zeros = (values == 0).float()
         assert zeros.mean() == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / values.numel()))
         assert (zeros[0] != zeros[1]).any(), "each image has its own mask"
-    kept = dropped[0] != 0
+    passed = dropped[0] != 0
     tolerance = 2**-7 if amp else 1e-6
-    torch.testing.assert_close(dropped[0][kept], seen[0][kept] / (1 - rate), rtol=tolerance, atol=0)
+    torch.testing.assert_close(dropped[0][passed], seen[0][passed] / kept(rate), rtol=tolerance, atol=0)
     assert ((dropped[2] == 0) != (dropped[3] == 0)).any(), "each block, such as the two in the middle, has its own mask"
 
 
@@ -441,13 +449,13 @@ def test_every_residual_block_of_a_random_network_drops(case: int) -> None:
     config, size = random_config(case)
     print(case, size, config)
     unet = random_unet(dataclasses.replace(config, dropout=0.5), case).train()
-    unet.use_generator(torch.Generator().manual_seed(case))
     blocks = [module for module in unet.modules() if isinstance(module, ResBlock)]
     zeros: list[float] = []
     for block in blocks:
         block.conv2.register_forward_pre_hook(lambda _, inputs: zeros.append((inputs[0] == 0).float().mean().item()))
-    unet(*random_inputs(config, size, 8, case))
-    assert len(dropout_sites(config)) == len(zeros) == len(blocks)
+    masks = masks_of(unet, size, [*range(8)])
+    unet(*random_inputs(config, size, 8, case), masks)
+    assert len(masks) == len(zeros) == len(blocks)
     assert all(share > 0.25 for share in zeros)
 
 
@@ -482,10 +490,10 @@ def test_channels_last_and_float32_norms_are_kept(case: int, channels: int, amp:
     config, size = random_config(case)
     config = dataclasses.replace(config, in_channels=channels, dropout=0.1)
     unet = random_unet(config, 0).train()
-    unet.use_generator(torch.Generator().manual_seed(0))
     x, t = random_inputs(config, size, 2, 0)
+    masks = masks_of(unet, size, [0, 1], torch.bfloat16 if amp else torch.float32)
     with torch.no_grad(), autocast(amp), Recorder() as recorder:
-        out = unet(x, t)
+        out = unet(x, t, masks)
     assert recorder.strays == []
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert recorder.norms == {torch.float32}
@@ -493,6 +501,27 @@ def test_channels_last_and_float32_norms_are_kept(case: int, channels: int, amp:
         expected = 1  # of the images into channels_last
         expected += config.time_embedding_type == "positional"  # of t into float32
         assert len(recorder.copies) == expected, recorder.copies
+
+
+@pytest.mark.parametrize(("channels", "side"), [(64, 32), (64, 8), (128, 8)])
+def test_norms_of_bfloat16_have_the_value_and_gradient_of_float32(channels: int, side: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = GroupNorm(8, channels)
+    with torch.no_grad():
+        norm.weight.normal_(generator=generator)
+        norm.bias.normal_(generator=generator)
+    x = torch.randn(3, channels, side, side, generator=generator).bfloat16()
+    x = (2 * x + 1).to(memory_format=torch.channels_last).requires_grad_()
+    exact = x.detach().float().requires_grad_()
+    g = torch.randn(x.shape, generator=generator).bfloat16()
+    y, y_exact = norm(x), torch.nn.functional.group_norm(exact, 8, norm.weight, norm.bias)
+    gradients = torch.autograd.grad(y, (x, norm.weight, norm.bias), g)
+    exact_gradients = torch.autograd.grad(y_exact, (exact, norm.weight, norm.bias), g.float())
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), y_exact, rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(gradients[0].float(), exact_gradients[0], rtol=2**-7, atol=2**-7)
+    for ours, theirs in zip(gradients[1:], exact_gradients[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_time_waves_are_float32_under_autocast() -> None:

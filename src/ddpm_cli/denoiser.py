@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -18,15 +19,19 @@ class Denoiser:
 
     The network counts its steps from 0, so it is asked at t - 1. Its weights stay float32; with ``bf16`` its
     convolutions and matrix products are computed in bfloat16 under autocast.
+
+    Args:
+        masks: for dropout in training, from `draw_masks`, of as many images as will be asked about.
     """
 
-    def __init__(self, unet: UNet, precision: Precision) -> None:
+    def __init__(self, unet: UNet, precision: Precision, masks: Sequence[torch.Tensor] = ()) -> None:
         self.unet = unet
         self.precision = precision
+        self.masks = masks
 
     def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         with self._autocast(x_t.device.type):
-            output: torch.Tensor = self.unet(x_t, t - 1)
+            output: torch.Tensor = self.unet(x_t, t - 1, self.masks)
         return output.float()
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[object]:

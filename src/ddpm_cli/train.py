@@ -26,6 +26,7 @@ from .data import Images
 from .denoiser import Denoiser, Precision
 from .diffusion.bound import LOSSES
 from .diffusion.process import Diffusion
+from .dropout import draw_masks
 from .errors import DivergedError
 from .pixels import to_float
 from .unet import build, init_weights
@@ -77,8 +78,6 @@ class Training:
         init_weights(self.unet, torch.Generator().manual_seed(rng.torch_seed(config.seed, "init")))
         self.ema_unet = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.unet.train()
-        self._dropout = torch.Generator(device)
-        self.unet.use_generator(self._dropout)
         self.parameters: list[torch.Tensor] = list(self.unet.parameters())
         self._ema_parameters: list[torch.Tensor] = list(self.ema_unet.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, config.lr, ADAM_BETAS, ADAM_EPS, fused=True)
@@ -141,7 +140,6 @@ class Training:
         """One optimizer step of Algorithm 1. Nothing here waits for the device."""
         self.step += 1
         config = self.config
-        self._dropout.manual_seed(rng.torch_seed(config.seed, "dropout", self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(self.step)
         self._update(self._backward(batch))
@@ -172,14 +170,17 @@ class Training:
 
     def _backward(self, batch: HostBatch) -> torch.Tensor:
         """The gradient of the mean of the loss over the batch, part by part; returns that mean."""
-        denoiser = Denoiser(self.unet, self._precision)
+        config, dtype = self.config, torch.bfloat16 if self._precision == "bf16" else torch.float32
         total = torch.zeros((), device=self.device)
         size = len(batch.t)
-        for part in np.array_split(np.arange(size), self.config.accumulate):
+        seeds = rng.integers(0, 2**63 - 1, size, config.seed, "dropout", self.step)
+        for part in np.array_split(np.arange(size), config.accumulate):
             rows = slice(part[0], part[-1] + 1)
             x_0 = to_float(batch.images[rows].to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
             eps = batch.eps[rows].to(self.device, non_blocking=True)
-            loss = LOSSES[self.config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps).sum() / size
+            masks = draw_masks(self.unet.config, (x_0.shape[2], x_0.shape[3]), seeds[rows], self.device, dtype)
+            denoiser = Denoiser(self.unet, self._precision, masks)
+            loss = LOSSES[config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps).sum() / size
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total

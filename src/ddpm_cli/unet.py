@@ -7,7 +7,7 @@ convolution to the last, in whatever precision autocast chooses, except for the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import UNetConfig
+from .dropout import kept
+from .group_norm import GroupNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -25,8 +27,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LONGEST_PERIOD = 10_000  # of the time embedding's sinusoids, in units of 2 pi steps
 FEW_PIXELS = 16 * 16  # that attend to each other by matrix products on a CPU
-MANY_PIXELS = 32 * 32  # beyond which a norm is taken with care on a CPU
-WIDE_GROUP = 16  # channels, from which on its kernel for bfloat16 is fast
 NEARLY_ZERO = 1e-10  # the scale of the paper's code for layers whose output starts at 0
 
 
@@ -42,7 +42,6 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.generator: torch.Generator | None = None
         width = config.block_out_channels[0]
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
         if config.time_embedding_type == "learned":
@@ -55,12 +54,13 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(config.norm_num_groups, width, config.norm_eps)
         self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
         """The network's prediction.
 
         Args:
             x: (B, in_channels, H, W), float32; H and W divisible by 2 ** (levels - 1).
             t: (B,), int64, the timestep counted from 0 as diffusers does: the paper's t - 1.
+            masks: for dropout, from `draw_masks`; without them nothing is dropped.
 
         Returns:
             (B, out_channels, H, W), in channels_last memory.
@@ -69,7 +69,7 @@ class UNet(nn.Module):
             InputError: the network cannot halve this size often enough.
         """
         self.config.check_size((x.shape[2], x.shape[3]))
-        masks = self._draw_masks(x) if self.training and self.config.dropout > 0 else []
+        left = list(masks)
         x = x.to(memory_format=torch.channels_last)
         if self.config.center_input_sample:
             x = 2 * x - 1
@@ -78,53 +78,13 @@ class UNet(nn.Module):
         emb = ACTIVATIONS[self.config.act_fn](self.time_embedding(waves))
         skips = [self.conv_in(x)]
         for down in self.down_blocks:
-            skips += down(skips[-1], emb, masks)
+            skips += down(skips[-1], emb, left)
         h = skips[-1]
         if self.mid_block is not None:
-            h = self.mid_block(h, emb, masks)
+            h = self.mid_block(h, emb, left)
         for up in self.up_blocks:
-            h = up(h, skips, emb, masks)
+            h = up(h, skips, emb, left)
         return cast(Tensor, self.conv_out(F.silu(self.conv_norm_out(h))))
-
-    def use_generator(self, generator: torch.Generator) -> None:
-        """Draw all dropout masks from this generator, never from the global one; its owner seeds it.
-
-        Args:
-            generator: on the device of the images; needed in training mode if ``config.dropout`` is above 0.
-        """
-        self.generator = generator
-
-    def _draw_masks(self, x: Tensor) -> list[Tensor]:
-        """Dropout masks for images x, the last residual block's first: True is kept.
-
-        All are drawn before the first layer: torch.compile breaks its graph where a generator is used, so once here.
-        """
-        assert self.generator is not None, "training with dropout needs UNet.use_generator"
-        batch, _, height, width = x.shape
-        masks = []
-        for channels, level in dropout_sites(self.config):
-            shape = (batch, channels, height >> level, width >> level)
-            uniform = torch.empty(shape, device=x.device, memory_format=torch.channels_last)
-            # On a CPU comparing uniform numbers takes half the time of bernoulli_.
-            masks.append(uniform.uniform_(generator=self.generator) >= self.config.dropout)
-        return masks[::-1]
-
-
-def dropout_sites(config: UNetConfig) -> list[tuple[int, int]]:
-    """(channels, level) of the activations that each residual block drops some of, in the order of the forward pass."""
-    widths, layers, lowest = config.block_out_channels, config.layers_per_block, config.levels - 1
-    sites = []
-    for level, (width, block) in enumerate(zip(widths, config.down_block_types, strict=True)):
-        sites += [(width, level)] * layers
-        if level < lowest and block == "AttnDownBlock2D" and config.downsample_type == "resnet":
-            sites.append((width, level + 1))
-    if config.mid_block_type is not None:
-        sites += [(widths[-1], lowest)] * 2
-    for level, block in zip(range(lowest, -1, -1), config.up_block_types, strict=True):
-        sites += [(widths[level], level)] * (layers + 1)
-        if level > 0 and block == "AttnUpBlock2D" and config.upsample_type == "resnet":
-            sites.append((widths[level], level - 1))
-    return sites
 
 
 def sinusoids(t: Tensor, config: UNetConfig) -> Tensor:
@@ -162,37 +122,6 @@ class TimeEmbedding(nn.Module):
         return cast(Tensor, self.linear_2(F.silu(self.linear_1(waves))))
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation computed in float32 and returned in the precision of its input.
-
-    The CPU's kernel for bfloat16 does that too, two to four times as fast as the one for float32 with its conversions;
-    but it is up to five times slower where images are small and groups narrow, and its gradient is slower everywhere.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        on_cpu, pixels, width = x.device.type == "cpu", x.shape[2] * x.shape[3], x.shape[1] // self.num_groups
-        if on_cpu and pixels > MANY_PIXELS:
-            return self._by_channels(x.float()).to(x.dtype)
-        as_it_is = on_cpu and not torch.is_grad_enabled() and (pixels == MANY_PIXELS or width >= WIDE_GROUP)
-        # nn.GroupNorm refuses a single value per group, which is all that one small image may have at 1x1.
-        y = torch.group_norm(x if as_it_is else x.float(), self.num_groups, self.weight, self.bias, self.eps)
-        return y.to(x.dtype)
-
-    def _by_channels(self, x: Tensor) -> Tensor:
-        """The same from the mean and variance of each channel, which PyTorch adds up in many parts.
-
-        The CPU's kernel for channels_last adds up all of a group in one float32, and at 256x256 loses two of its seven
-        digits.
-        """
-        groups = self.num_groups
-        variance, mean = (each.reshape(len(x), groups, -1) for each in torch.var_mean(x, (2, 3), correction=0))
-        group_mean = mean.mean(2, keepdim=True)
-        group_variance = (variance + (mean - group_mean).square()).mean(2, keepdim=True)
-        scale = torch.rsqrt(group_variance + self.eps) * self.weight.reshape(groups, -1)
-        shift = self.bias.reshape(groups, -1) - group_mean * scale
-        return torch.addcmul(shift.flatten(1)[:, :, None, None], x, scale.flatten(1)[:, :, None, None])
-
-
 class ResBlock(nn.Module):
     """norm, activation, convolution, + time; norm, activation, dropout, convolution, + shortcut.
 
@@ -213,7 +142,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
         self.scale = scale
-        self.kept = 1 - config.dropout
+        self.kept = kept(config.dropout)
         self.resample = resample
         self.activation = ACTIVATIONS[config.act_fn]
         self.norm1 = GroupNorm(config.norm_num_groups, in_channels, config.norm_eps)
