@@ -11,6 +11,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -101,6 +102,30 @@ class Nursery:
     def call(self, function: Callable[..., int | None], *args: Any, env: Mapping[str, str] | None = None) -> Child:
         """Start a function of a module; its arguments are JSON, and its exit code is what it returns (None: 0)."""
         return self._start(function.__module__, function.__name__, list(args), env or {})
+
+    def ranks(
+        self,
+        count: int,
+        *args: str | Path,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        by: Callable[[list[str]], int | None] | None = None,
+    ) -> list[Child]:
+        """Start ``ddpm ARGS`` as torchrun does, so many times; through a function of a module, where one is given."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        shared = dict(env) | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        module, function = (by.__module__, by.__name__) if by else ("ddpm_cli.cli", "run")
+        return [
+            self._start(
+                module,
+                function,
+                [[str(arg) for arg in args]],
+                shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
+                cwd,
+            )
+            for rank in range(count)
+        ]
 
     def wait(self, child: Child, timeout: float) -> int:
         """See `Child.wait`."""

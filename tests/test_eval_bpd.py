@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from PIL import Image
 import ddpm_cli
 from conftest import Ddpm
 from models import random_unet, tiny, write_model
-from nursery import Child, Nursery, wait_until
+from nursery import Nursery, wait_until
 
 CPU = ("--device", "cpu")
 
@@ -278,20 +277,12 @@ def test_a_file_of_another_measurement_or_of_none(
         assert "is no file" in done.stderr
 
 
-def ranks(nursery: Nursery, env: dict[str, str], folder: Path, count: int, *command: str) -> list[Child]:
-    """The program as torchrun starts it, so many times."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shared = env | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [nursery.ddpm(*command, env=shared | {"RANK": str(rank)}, cwd=folder) for rank in range(count)]
-
-
 @pytest.mark.parametrize("terms", ["all", "6"])
 def test_several_processes_find_what_one_finds(
     ddpm: Ddpm, nursery: Nursery, ddpm_env: dict[str, str], tiny_run: Path, many: Path, terms: str
 ) -> None:
     command = ["eval-bpd", str(many), "-m", str(tiny_run), "--terms", terms, "--per-t", "t.csv", "--json", *CPU]
-    first, *others = ranks(nursery, ddpm_env, many.parent, 3, *command)
+    first, *others = nursery.ranks(3, *command, env=ddpm_env, cwd=many.parent)
     assert [child.wait() for child in (first, *others)] == [0, 0, 0], first.stderr
     shared = (many.parent / "t.csv").read_bytes()
     alone = ddpm(*command, "--force")
@@ -304,7 +295,7 @@ def test_what_several_processes_had_done_is_gone_on_from_by_one(
     ddpm: Ddpm, nursery: Nursery, ddpm_env: dict[str, str], tiny_run: Path, many: Path
 ) -> None:
     command = ["eval-bpd", str(many), "-m", str(tiny_run), "--batch-size", "16", "--json", *CPU]
-    children = ranks(nursery, ddpm_env, many.parent, 2, *command, "--resume", "state")
+    children = nursery.ranks(2, *command, "--resume", "state", env=ddpm_env, cwd=many.parent)
     wait_until(lambda: len([*many.parent.glob("state*")]) == 2, "the work begins")
     time.sleep(0.5)
     for child in children:
@@ -335,7 +326,7 @@ def test_a_process_whose_peer_has_ended_says_so(
     nursery: Nursery, ddpm_env: dict[str, str], tiny_run: Path, many: Path
 ) -> None:
     command = ["eval-bpd", str(many), "-m", str(tiny_run), "--batch-size", "16", "--resume", "state", *CPU]
-    first, second = ranks(nursery, ddpm_env, many.parent, 2, *command)
+    first, second = nursery.ranks(2, *command, env=ddpm_env, cwd=many.parent)
     wait_until(lambda: len([*many.parent.glob("state*")]) == 2, "the work begins")
     second.kill()
     assert first.wait(60) == 1

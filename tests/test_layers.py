@@ -51,6 +51,8 @@ LAYERS = {
     "recipe": 4,
     "plan": 4,
     "cost": 4,
+    "compiling": 4,
+    "fitting": 4,
     "published": 4,
     "info": 4,
     "card": 4,
@@ -69,7 +71,9 @@ NEIGHBOURS = {
     "unet": {"dropout", "group_norm"},
     "hub": {"checkpoint"},
     "plan": {"run"},  # a plan is a run that is not yet one
-    "cost": {"plan", "run"},
+    "run": {"compiling"},
+    "fitting": {"plan", "run"},
+    "cost": {"fitting", "plan", "run"},
     "info": {"model", "published"},
     "pause": {"model"},
 }

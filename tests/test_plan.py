@@ -60,7 +60,6 @@ def test_on_a_cpu_auto_is_what_shows_something_in_minutes() -> None:
     ("option", "value", "field"),
     [
         ("batch_size", 17, "train.batch_size"),
-        ("accumulate", 4, "train.accumulate"),
         ("lr", 0.25, "train.lr"),
         ("warmup", 0, "train.warmup"),
         ("ema", 0.0, "train.ema"),

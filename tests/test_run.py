@@ -119,6 +119,7 @@ def test_what_is_in_a_run_folder(tmp_path: Path) -> None:
         "train": replace(TRAIN).to_json(),
         "data": {"digest": images().digest, "shape": [13, 8, 8, 1]},
         "from": None,
+        "execution": {"processes": 1, "accumulate": 1, "recompute": False, "compile": False},
     }
 
 

@@ -24,7 +24,7 @@ from ddpm_cli.data import Images
 from ddpm_cli.diffusion.schedule import from_config
 from ddpm_cli.dropout import draw_masks
 from ddpm_cli.errors import DivergedError
-from ddpm_cli.train import StepReport, Training, batch_at, train
+from ddpm_cli.train import HERE, Execution, StepReport, Training, batch_at, train
 from ddpm_cli.unet import UNet
 from models import DIFFUSION, random_unet, tiny
 from test_checkpoint import differences
@@ -39,16 +39,16 @@ def images(n: int = 13, channels: int = 1, seed: int = 0) -> Images:
     return Images.from_array(np.random.default_rng(seed).integers(0, 256, (n, 8, 8, channels), dtype=np.uint8))
 
 
-def training(config: TrainConfig = CONFIG, **changes: Any) -> Training:
+def training(config: TrainConfig = CONFIG, execution: Execution = HERE, **changes: Any) -> Training:
     """A training that starts from weights which all matter, not from an output of 0."""
-    made = Training(replace(NETWORK, **changes), DIFFUSION, config, CPU)
+    made = Training(replace(NETWORK, **changes), DIFFUSION, config, CPU, execution)
     made.start_from(random_unet(NETWORK, seed=1).state_dict())
     return made
 
 
 def advance(made: Training, data: Images, steps: int) -> list[StepReport]:
     """Train for so many steps more; one report for each."""
-    reports = train(made, data, steps=made.step + steps, log_every=1, stop=threading.Event())
+    reports = train(made, data, steps=made.step + steps, log_every=1, stop=lambda: False)
     return [report for report in reports if report]
 
 
@@ -218,7 +218,7 @@ def test_the_average_follows_its_formula_from_the_first_step() -> None:
 
 @pytest.mark.parametrize("parts", [2, 3, 4, 6])
 def test_a_batch_computed_in_parts_is_the_same_batch(parts: int) -> None:
-    whole, divided = (training(replace(CONFIG, accumulate=k)) for k in (1, parts))
+    whole, divided = (training(execution=Execution(accumulate=k)) for k in (1, parts))
     reports = [advance(made, images(), 1)[0] for made in (whole, divided)]
     assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-5)
     assert reports[1].grad_norm == pytest.approx(reports[0].grad_norm, rel=1e-4)
@@ -244,7 +244,7 @@ def test_the_loss_goes_down_on_images_that_are_alike() -> None:
 def test_reports_come_when_they_are_due_and_are_means_since_the_last() -> None:
     every = [report.loss for report in advance(training(), images(), 10)]
     made, seen = training(), []
-    for number, report in enumerate(train(made, images(), steps=10, log_every=4, stop=threading.Event()), start=1):
+    for number, report in enumerate(train(made, images(), steps=10, log_every=4, stop=lambda: False), start=1):
         assert made.step == number
         if report:
             seen.append(report)
@@ -257,24 +257,24 @@ def test_reports_come_when_they_are_due_and_are_means_since_the_last() -> None:
 
 
 def test_without_a_log_there_is_still_a_last_report() -> None:
-    reports = list(train(training(), images(), steps=5, log_every=0, stop=threading.Event()))
+    reports = list(train(training(), images(), steps=5, log_every=0, stop=lambda: False))
     assert [report is not None for report in reports] == [False] * 4 + [True]
 
 
 def test_stop_ends_it_after_the_step_under_way() -> None:
     made, stop = training(), threading.Event()
-    reports = train(made, images(), steps=100, log_every=0, stop=stop)
+    reports = train(made, images(), steps=100, log_every=0, stop=stop.is_set)
     next(reports)
     next(reports)
     stop.set()
     assert list(reports) == []
     assert made.step == 2
-    assert list(train(made, images(), steps=100, log_every=0, stop=stop)) == []
+    assert list(train(made, images(), steps=100, log_every=0, stop=stop.is_set)) == []
 
 
 def test_whoever_leaves_early_leaves_no_thread_behind() -> None:
     before = threading.active_count()
-    reports = train(training(), images(), steps=100, log_every=1, stop=threading.Event())
+    reports = train(training(), images(), steps=100, log_every=1, stop=lambda: False)
     next(reports)
     assert threading.active_count() == before + 1
     reports.close()
@@ -288,13 +288,14 @@ def test_whoever_leaves_early_leaves_no_thread_behind() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_in_parts_equals_a_run_in_one_bit_for_bit(seed: int, precision: str) -> None:
     draw = random.Random(seed)
-    config = replace(CONFIG, seed=draw.randrange(2**60), precision=precision, accumulate=draw.randint(1, 3))
+    config = replace(CONFIG, seed=draw.randrange(2**60), precision=precision)
+    execution = Execution(accumulate=draw.randint(1, 3), recompute=draw.random() < 0.5)
     n, steps = draw.randint(1, 20), draw.randint(5, 9)
-    whole = training(config)
+    whole = training(config, execution)
     advance(whole, images(n), steps)
-    made = training(config)
+    made = training(config, execution)
     for part in np.diff([0, *sorted(draw.sample(range(1, steps), 2)), steps]):
-        fresh = Training(NETWORK, DIFFUSION, config, CPU)  # from other weights, which restore replaces
+        fresh = Training(NETWORK, DIFFUSION, config, CPU, execution)  # from other weights, which restore replaces
         if made.step:
             fresh.restore(kept(made))
             made = fresh
@@ -305,13 +306,13 @@ def test_a_run_in_parts_equals_a_run_in_one_bit_for_bit(seed: int, precision: st
 def test_losses_since_the_last_report_survive_too() -> None:
     def losses(interrupted: int) -> list[tuple[int, float]]:
         made, seen, event = training(), [], threading.Event()
-        for report in train(made, images(), steps=9, log_every=3, stop=event):
+        for report in train(made, images(), steps=9, log_every=3, stop=event.is_set):
             if report:
                 seen.append((report.step, report.loss))
             if made.step == interrupted:
                 fresh = Training(NETWORK, DIFFUSION, CONFIG, CPU)
                 fresh.restore(kept(made))
-                rest = train(fresh, images(), steps=9, log_every=3, stop=event)
+                rest = train(fresh, images(), steps=9, log_every=3, stop=event.is_set)
                 return seen + [(report.step, report.loss) for report in rest if report]
         return seen
 

@@ -89,8 +89,9 @@ def test_options_reach_the_run(ddpm: Ddpm, photos: Path) -> None:
         data["diffusion"] | {"schedule": "cosine", "timesteps": 50, "predict": "v", "variance": "fixed-small"}
         == data["diffusion"]
     )
-    wanted = {"lr": 0.01, "warmup": 7, "ema": 0.5, "flip": False, "seed": 9, "batch_size": 6, "accumulate": 2}
+    wanted = {"lr": 0.01, "warmup": 7, "ema": 0.5, "flip": False, "seed": 9, "batch_size": 6}
     assert data["train"] | wanted == data["train"]
+    assert data["execution"] == {"processes": 1, "accumulate": 2, "recompute": False, "compile": False}
 
 
 def test_the_digits_are_not_mirrored_unless_asked(ddpm: Ddpm) -> None:

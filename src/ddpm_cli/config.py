@@ -255,7 +255,6 @@ class TrainConfig:
 
     Args:
         batch_size: images of one optimizer step, over all processes.
-        accumulate: parts that a batch is computed in, one after the other, to save memory.
         lr: learning rate of Adam after ``warmup`` steps of linear growth from 0.
         ema: rate of the exponential moving average of the weights.
         ema_warmup: use min(ema, (1 + s) / (10 + s)) at step s, so that short runs do not keep their random start.
@@ -267,7 +266,6 @@ class TrainConfig:
     """
 
     batch_size: int = 128
-    accumulate: int = 1
     lr: float = 2e-4
     warmup: int = 5000
     ema: float = 0.9999
@@ -283,7 +281,6 @@ class TrainConfig:
             _require(ok, "training", name, getattr(self, name), rule)
 
         check("batch_size", _is_int(self.batch_size, 1, 2**20), "a whole number from 1 to 1048576")
-        check("accumulate", _is_int(self.accumulate, 1, self.batch_size), "from 1 to the batch size")
         check("lr", _is_number(self.lr, 0, 1e3) and self.lr > 0, "a number above 0, up to 1000")
         check("warmup", _is_int(self.warmup, 0, 2**40), f"a whole number from 0 to {2**40}")
         check("ema", _is_number(self.ema, 0, 1) and self.ema < 1, "a number from 0 to below 1")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from .config import UNetConfig
-from .errors import InputError
+from .fitting import arithmetic, trial
 from .plan import Plan
 from .presets import PRESETS, paper_preset
 from .run import RunConfig
-from .train import HostBatch, Training
-from .unet import build, flops, parameter_count
+from .train import Execution
+from .unet import flops, parameter_count
 
 TRIAL_FLOPS = 60e9  # of one trial step: a moment on a CPU, and enough to be representative
 BACKWARD = 3  # a step computes about three times as much as a forward pass
@@ -26,7 +24,7 @@ class Cost:
     """What a run takes.
 
     Args:
-        memory: bytes, about: weights, gradients, moments, average, and the activations of one part of a batch.
+        memory: bytes of a process, about: weights, gradients, moments, average, and the activations of one part.
         step_seconds: of one optimizer step, by trial on this machine.
         total_seconds: of all steps.
         paper_seconds: about what the paper's own network and schedule would take here.
@@ -40,31 +38,21 @@ class Cost:
     paper_seconds: float
 
 
-def estimate(plan: Plan, device: torch.device) -> Cost:
-    """Try a step on this machine, and reckon from it.
+def estimate(plan: Plan, device: torch.device, execution: Execution) -> Cost:
+    """Try a step on this machine, and reckon from it what a process will take.
 
-    Raises:
-        InputError: the network does not fit into the machine's memory.
+    Args:
+        execution: from `fitting.fit`.
     """
-    config = plan.config
-    unet, batch = config.unet, config.train.batch_size
-    parameters = parameter_count(unet)
-    per_image = flops(unet, unet.size)
-    part = -(-batch // config.train.accumulate)
-    # weights, gradients, two moments and the average, all float32
-    memory = 20 * parameters + part * _activation_bytes(unet, config.train.precision)
-    available = _available_memory(device)
-    if memory > available:
-        raise InputError(
-            f"this network needs about {memory / 2**30:.1f} GiB of memory, of {available / 2**30:.1f} GiB that are "
-            "free; use a smaller --preset, --size or --batch-size, or --accumulate to compute a batch in parts"
-        )
-    trial = int(np.clip(TRIAL_FLOPS / (BACKWARD * per_image), 1, part))
-    step_seconds = _step_seconds(config, device, trial, batch)
+    config, unet = plan.config, plan.config.unet
+    batch = -(-config.train.batch_size // execution.world.size)
+    part = -(-batch // execution.accumulate)
+    most = int(np.clip(TRIAL_FLOPS / (BACKWARD * flops(unet, unet.size)), 1, part))
+    step_seconds = _step_seconds(config, device, most, batch)
     paper = paper_preset(unet.size)
     return Cost(
-        parameters=parameters,
-        memory=memory,
+        parameters=parameter_count(unet),
+        memory=arithmetic(config, part, recompute=execution.recompute),
         step_seconds=step_seconds,
         total_seconds=step_seconds * plan.cadence.steps,
         paper_preset=paper,
@@ -109,49 +97,4 @@ def _step_seconds(config: RunConfig, device: torch.device, trial: int, batch: in
 
 
 def _trial_seconds(config: RunConfig, device: torch.device, n: int) -> float:
-    """Seconds of one optimizer step with n images, the faster of two after a first."""
-    height, width = config.unet.size
-    # Weights that hardly move: a trial must not be what a high learning rate breaks.
-    train = replace(config.train, batch_size=n, accumulate=1, lr=1e-12)
-    training = Training(config.unet, config.diffusion, train, device)
-    batch = HostBatch(
-        images=torch.zeros(n, height, width, config.unet.in_channels, dtype=torch.uint8),
-        t=np.full(n, config.diffusion.timesteps),
-        eps=torch.zeros(n, config.unet.in_channels, height, width),
-    )
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        training.advance(batch)
-        training.check()  # waits for the device
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
-
-
-def _activation_bytes(unet: UNetConfig, precision: str) -> int:
-    """Bytes that autograd keeps of one image's forward pass until its backward pass, about."""
-    saved: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            saved[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-            held.append(tensor)
-        return tensor
-
-    held: list[torch.Tensor] = []
-    network = build(replace(unet, dropout=0.0), "meta").train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        x = torch.empty(1, unet.in_channels, *unet.size, device="meta")
-        network(x, torch.zeros(1, dtype=torch.int64, device="meta"))
-    return sum(saved.values()) // (2 if precision == "bf16" else 1)
-
-
-def _available_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
-            fields = dict(line.split(":") for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 2**62  # not known here, so not refused
+    return trial(config, device, n).seconds

@@ -1,21 +1,29 @@
-"""Several processes that torchrun started: which one this is, and sums over all of them."""
+"""Several processes that torchrun started: which one this is, what all of them know, and how they stop together.
+
+What stands in the memory of the host goes over gloo, what stands on a GPU over nccl.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ArgumentError, DdpmError
+from .errors import ArgumentError, LostPeerError, PeerError
+
+if TYPE_CHECKING:
+    import torch
 
 PATIENCE = timedelta(days=30)  # with processes that are slower; one that ends is noticed at once
-_POLL_SECONDS = 0.02
+TURNS = 3
+_POLL_SECONDS = 1e-4, 0.02  # at first, and at most
 
 
 @dataclass(frozen=True)
@@ -25,20 +33,33 @@ class World:
     Args:
         rank: the number of this one; 0 writes the results.
         size: how many there are.
+        local_rank: the number of this one among those of its machine.
     """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
+
+    @property
+    def turn(self) -> int:
+        """When it is this process's turn at a disk that others may share: 0 for rank 0, which leaves there what one of
+        each other machine finds or makes for its own (1), before all others come (2, the last of `TURNS`).
+        """
+        return 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
 
     def owns(self, place: int) -> bool:
         """Whether the piece of work at this place in a list is this process's."""
         return place % self.size == self.rank
 
+    def part(self, n: int) -> range:
+        """Which of n things that stand in a row are this process's: neighbours, as many as others have, or one more."""
+        return range(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
     def sum(self, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """The sum of the arrays of this shape and type that all processes hand in. Can be interrupted while it waits.
 
         Raises:
-            DdpmError: another process has ended.
+            LostPeerError: another process has ended.
         """
         if self.size == 1:
             return array
@@ -46,16 +67,89 @@ class World:
         import torch.distributed
 
         total = torch.from_numpy(np.array(array))
-        try:
+        pause, longest = _POLL_SECONDS
+        with self.talking():
             work = torch.distributed.all_reduce(total, async_op=True)
             assert work is not None
             while not work.is_completed():
-                time.sleep(_POLL_SECONDS)
+                time.sleep(pause)
+                pause = min(1.1 * pause, longest)
             work.wait()
-        except RuntimeError as error:
-            raise DdpmError("another process that shared the work has ended, so this one cannot go on") from error
         result: npt.NDArray[np.generic] = total.numpy()
         return result
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Of each flag, whether any process has it set."""
+        if self.size == 1:
+            return flags
+        return tuple(count > 0 for count in self.sum(np.array(flags, np.int64)).tolist())
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """What each process hands in, by rank."""
+        if self.size == 1:
+            return [data]
+        sizes = np.zeros(self.size, np.int64)
+        sizes[self.rank] = len(data)
+        ends = np.cumsum(self.sum(sizes))
+        pieces = np.zeros(ends[-1], np.uint8)
+        pieces[ends[self.rank] - len(data) : ends[self.rank]] = np.frombuffer(data, np.uint8)
+        whole = self.sum(pieces).tobytes()
+        return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+    def floats(self, value: float) -> list[float]:
+        """The number that each process hands in, by rank."""
+        values = np.zeros(self.size)
+        values[self.rank] = value
+        return [float(each) for each in self.sum(values)]
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all processes, in place, what rank 0 has in these tensors."""
+        if self.size == 1:
+            return
+        import torch.distributed
+
+        with self.talking():
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, 0)
+
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor by the sum over all processes; the host does not wait for a GPU to do it."""
+        if self.size == 1:
+            return
+        import torch.distributed
+
+        with self.talking():
+            torch.distributed.all_reduce(tensor)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block of code that all processes get through, or none.
+
+        Raises:
+            PeerError: another process did not, and says itself why.
+        """
+        try:
+            yield
+        except LostPeerError:
+            raise
+        except BaseException:
+            with contextlib.suppress(LostPeerError):
+                self.any(True)
+            raise
+        if self.any(False)[0]:
+            raise PeerError("another of the processes has failed, so this one stops; it has said why itself")
+
+    @contextlib.contextmanager
+    def talking(self) -> Iterator[None]:
+        """Within, what the libraries raise because another process has ended is a `LostPeerError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and _is_of_a_peer(error):
+                raise LostPeerError(
+                    "another process that shared the work has ended, so this one cannot go on"
+                ) from error
+            raise
 
 
 ALONE = World()
@@ -68,6 +162,15 @@ def rank() -> int:
         ArgumentError: RANK is no number.
     """
     return _number("RANK", 0)
+
+
+def processes_here() -> int:
+    """How many processes torchrun started on this machine; 1 without torchrun.
+
+    Raises:
+        ArgumentError: LOCAL_WORLD_SIZE is no number.
+    """
+    return max(_number("LOCAL_WORLD_SIZE", 1), 1)
 
 
 def local_device(name: str) -> str:
@@ -84,19 +187,31 @@ def joined() -> Iterator[World]:
     """The processes that torchrun started, for as long as the block lasts; this one alone without torchrun.
 
     Raises:
-        ArgumentError: RANK or WORLD_SIZE is no number.
+        ArgumentError: RANK, LOCAL_RANK or WORLD_SIZE is no number.
     """
     size = _number("WORLD_SIZE", 1)
     if size < 2:
         yield ALONE
         return
+    import torch
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    on_gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    backends = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    world = World(rank(), size, _number("LOCAL_RANK", 0))
+    if on_gpus:
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    torch.distributed.init_process_group(backends, timeout=PATIENCE)
     try:
-        yield World(rank(), size)
+        yield world
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _is_of_a_peer(error: RuntimeError) -> bool:
+    import torch.distributed
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
 def _number(name: str, default: int) -> int:

@@ -46,3 +46,11 @@ class DiskError(DdpmError):
     """A file cannot be written: full disk, missing folder, no permission (exit code 7)."""
 
     exit_code = 7
+
+
+class PeerError(DdpmError):
+    """Another of the processes that share the work has failed."""
+
+
+class LostPeerError(PeerError):
+    """Another of the processes that share the work has ended, or cannot be reached."""

@@ -42,15 +42,23 @@ class TrainOptions:
     log_every: int | None = None
     keep: int = 3
     max_time: float | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run to be: the name of the preset that its defaults are from, all its settings, and how often it writes."""
+    """A run to be: the name of the preset that its defaults are from, all its settings, and how often it writes.
+
+    Args:
+        accumulate: parts that each process is to compute its images of a batch in; None for as few as fit.
+        compile: whether to compile the network if that makes it faster.
+    """
 
     preset: str
     config: RunConfig
     cadence: Cadence
+    accumulate: int | None = None
+    compile: bool = False
 
 
 def plan(
@@ -103,7 +111,6 @@ def plan(
     train = _changed(
         preset.train if start is None else replace(preset.train, lr=min(preset.train.lr, FINE_TUNING_LR)),
         batch_size=options.batch_size,
-        accumulate=options.accumulate,
         lr=options.lr,
         warmup=options.warmup,
         ema=options.ema,
@@ -113,7 +120,10 @@ def plan(
         precision=choose_precision(options.precision, device, diffusion.predict),
     )
     config = RunConfig(unet, diffusion, train, digest, shape, start.source if start else None)
-    return Plan(name, config, _cadence(options, preset))
+    accumulate = options.accumulate
+    if accumulate is not None and accumulate > train.batch_size:
+        raise ArgumentError(f"--accumulate is {accumulate}; a batch of {train.batch_size} images has no more parts")
+    return Plan(name, config, _cadence(options, preset), accumulate, options.compile)
 
 
 def check(options: TrainOptions, start: StoredModel | None) -> None:
@@ -133,8 +143,8 @@ def check(options: TrainOptions, start: StoredModel | None) -> None:
         timesteps=options.timesteps,
     )
     _changed(
-        TrainConfig(batch_size=options.batch_size or 2**20, accumulate=1),
-        accumulate=options.accumulate,
+        TrainConfig(),
+        batch_size=options.batch_size,
         lr=options.lr,
         warmup=options.warmup,
         ema=options.ema,

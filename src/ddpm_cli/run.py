@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -14,15 +15,17 @@ import torch
 
 from . import __version__, generate
 from .checkpoint import Provenance, StoredModel, newest, publish, read_json, read_provenance, read_snapshot, run_lock
+from .compiling import Compiled, compile_if_faster
 from .config import DiffusionConfig, TrainConfig, UNetConfig
 from .data import Images
 from .denoiser import Denoiser
 from .diffusion.process import Diffusion
-from .errors import ArgumentError, DiskError
+from .distributed import World
+from .errors import ArgumentError, DdpmError, DiskError, DivergedError, LostPeerError
 from .files import check_space, disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from .sampling import Sampling
-from .train import StepReport, Training, train
+from .train import HERE, Execution, StepReport, Training, batch_at, train
 
 SCHEMA = 1
 PREVIEWS = 16
@@ -86,6 +89,7 @@ class Progress:
         advanced: whether a step was done; not so at the start, and at the end's checkpoint.
         report: at the steps that are logged.
         checkpoint: the folder, where one was written; ``preview`` the picture, where one was made.
+        compiled: what compiling the network came to, at the start of a run that was to do that.
     """
 
     step: int
@@ -93,6 +97,7 @@ class Progress:
     report: StepReport | None = None
     checkpoint: Path | None = None
     preview: Path | None = None
+    compiled: Compiled | None = None
 
 
 def run(
@@ -103,47 +108,91 @@ def run(
     device: torch.device,
     start: StoredModel | None,
     stop: threading.Event,
+    execution: Execution = HERE,
 ) -> Iterator[Progress]:
     """Train in a run folder, from its newest checkpoint if it has one, and leave a checkpoint of the last step.
 
+    Of several processes each does the same, but for the folder: only rank 0 reads it and writes to it.
+
     Args:
         start: the model that a new run starts from; None for random weights.
-        stop: set it to save and stop after the step under way.
+        stop: set it, in any of the processes, to save and stop after the step under way.
 
     Yields:
         first the step that the run starts from, then each step done.
 
     Raises:
-        ArgumentError: the folder holds a run with other settings, or something that is no run.
-        InputError: it has checkpoints, and none of them is whole.
+        ArgumentError: the folder holds a run with other settings, or something that is no run; or processes have
+            different settings.
+        InputError: it has checkpoints, and none of them is whole; or images cannot be read.
         LockedError: another process is training in it.
         DivergedError: the loss or a gradient is not finite; the last checkpoint is from before.
         DiskError: something cannot be written; the last checkpoint stays whole.
+        PeerError: another process has failed, or ended.
     """
-    check_folder(folder, config)
-    with run_lock(folder):
-        check_folder(folder, config)  # once more: another trainer may have been here in between
-        training = Training(config.unet, config.diffusion, config.train, device)
-        if latest := newest(folder):
-            snapshot = read_snapshot(latest)
-            if (snapshot.unet, snapshot.diffusion) != (config.unet, config.diffusion):  # config.json is not there
-                raise ArgumentError(
-                    f"{printable(latest)} is of another network or diffusion; use another folder with -o"
-                )
-            training.restore(snapshot)
-        elif start is not None:
-            training.start_from(start.weights)
-        # Which model that was, exactly: its name may have come to stand for another since.
-        began = read_provenance(latest).start if latest else start.identity if start else None
-        past = Provenance(start=began, loss=config.train.loss)
-        if training.step < cadence.steps:
-            # weights, average and two moments: better to know now than after the first hours
-            need = 4 * sum(parameter.nbytes for parameter in training.parameters)
-            check_space(folder, need, what="a checkpoint", advice="make room, or use a folder on another disk with -o")
-        write_file(folder / "config.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
-        _forget_after(folder / "metrics.jsonl", training.step)
-        yield Progress(training.step, advanced=False)
+    world = execution.world
+    check_same(config, cadence, world)
+    with contextlib.ExitStack() as lock:
+        with world.together():
+            if world.rank == 0:
+                check_folder(folder, config)
+                lock.enter_context(run_lock(folder))
+                check_folder(folder, config)  # once more: another trainer may have been here in between
+        training = Training(config.unet, config.diffusion, config.train, device, execution)
+        past = Provenance()
+        with world.together():
+            if world.rank == 0:
+                past = _restored(folder, training, start)
+                if training.step < cadence.steps:
+                    # weights, average and two moments: better to know now than after the first hours
+                    need = 4 * sum(parameter.nbytes for parameter in training.parameters)
+                    advice = "make room, or use a folder on another disk with -o"
+                    check_space(folder, need, what="a checkpoint", advice=advice)
+                content = config.to_json() | {"execution": execution.to_json()}
+                write_file(folder / "config.json", (json.dumps(content, indent=2) + "\n").encode())
+                _forget_after(folder / "metrics.jsonl", training.step)
+        training.synchronize()
+        compiled = None
+        if execution.compile and training.step < cadence.steps:
+            rows = world.part(config.train.batch_size)
+            T = config.diffusion.timesteps
+            compiled = compile_if_faster(training, batch_at(images, config.train, T, training.step + 1, rows))
+        yield Progress(training.step, advanced=False, compiled=compiled)
         yield from _steps(folder, training, cadence, images, past, stop)
+
+
+def check_same(config: RunConfig, cadence: Cadence, world: World) -> None:
+    """Refuse processes that were given different settings, or images.
+
+    Raises:
+        ArgumentError: names the first that differs from rank 0, the settings, and both values of each.
+        LostPeerError: another process has ended.
+    """
+    mine = config.to_json() | {"cadence": asdict(cadence), "torch": torch.__version__}
+    first, *others = (json.loads(text) for text in world.gather(json.dumps(mine).encode()))
+    for rank, other in enumerate(others, start=1):
+        if differing := _differing(first, other):
+            text = "; ".join(f"{name} is {a} there and {b} for rank 0" for name, b, a in differing[:6])
+            raise ArgumentError(
+                f"rank {rank} of {world.size} was given other settings or images than rank 0: {text}. "
+                "Start all processes with the same command, version and images"
+            )
+
+
+def _restored(folder: Path, training: Training, start: StoredModel | None) -> Provenance:
+    """Put a training where its run folder left off, or at its start; returns what is known of the run's past."""
+    latest = newest(folder)
+    if latest:
+        snapshot = read_snapshot(latest)
+        # config.json may be gone
+        if (snapshot.unet, snapshot.diffusion) != (training.unet.config, training.diffusion_config):
+            raise ArgumentError(f"{printable(latest)} is of another network or diffusion; use another folder with -o")
+        training.restore(snapshot)
+    elif start is not None:
+        training.start_from(start.weights)
+    # Which model that was, exactly: its name may have come to stand for another since.
+    began = read_provenance(latest).start if latest else start.identity if start else None
+    return Provenance(start=began, loss=training.config.loss)
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:
@@ -173,16 +222,10 @@ def check_folder(folder: Path, config: RunConfig) -> None:
         return
     if not any((folder / "checkpoints").glob("step-*")):
         return  # nothing was kept that others would go on with
-    there = _flatten(read_json(folder / "config.json"))
-    now = _flatten(json.loads(json.dumps(config.to_json())))
-    differing = [k for k in sorted({*there, *now} - {"version"}) if there.get(k) != now.get(k)]
-    if differing:
-        changed = "the images are others; " if "data.digest" in differing else ""
-        # the network last: it mostly follows from the images' size
-        differing = sorted((k for k in differing if k != "data.digest"), key=lambda k: k.startswith("unet."))
-        text = changed + "; ".join(
-            f"{k} was {_short(there.get(k))} and is now {_short(now.get(k))}" for k in differing[:6]
-        )
+    if differing := _differing(read_json(folder / "config.json"), json.loads(json.dumps(config.to_json()))):
+        changed = "the images are others; " if any(name == "data.digest" for name, *_ in differing) else ""
+        values = [(name, a, b) for name, a, b in differing if name != "data.digest"]
+        text = changed + "; ".join(f"{name} was {a} and is now {b}" for name, a, b in values[:6])
         raise ArgumentError(
             f"{printable(folder)} holds a run with other settings: {text.removesuffix('; ')}. "
             "Give the same command to go on with it, or another folder with -o"
@@ -192,26 +235,40 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 def _steps(
     folder: Path, training: Training, cadence: Cadence, images: Images, past: Provenance, stop: threading.Event
 ) -> Iterator[Progress]:
+    world = training.execution.world
     deadline = None if cadence.max_time is None else time.monotonic() + cadence.max_time
-    saved = training.step
-    for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=stop):
-        step = training.step
-        if report and cadence.log_every:
-            _append(folder / "metrics.jsonl", report)
-        checkpoint = preview = None
-        if _due(step, cadence.save_every):
-            training.check()
-            checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, past=past)
-            saved = step
-        if _due(step, cadence.sample_every):
-            preview = _preview(folder, training)
-        yield Progress(step, True, report, checkpoint, preview)
-        if deadline is not None and time.monotonic() > deadline:
-            break
+    writes, saved = world.rank == 0, training.step
+
+    def save() -> Path | None:
+        nonlocal saved
+        saved = training.step
+        return publish(folder, training.snapshot(), keep=cadence.keep, past=past) if writes else None
+
+    def ends() -> bool:
+        return stop.is_set() or (deadline is not None and time.monotonic() > deadline)
+
+    try:
+        for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=ends):
+            step = training.step
+            if writes and report and cadence.log_every:
+                _append(folder / "metrics.jsonl", report)
+            checkpoint = None
+            if _due(step, cadence.save_every):
+                training.check()
+                checkpoint = save()
+            preview = _preview(folder, training) if writes and _due(step, cadence.sample_every) else None
+            yield Progress(step, True, report, checkpoint, preview)
+    except DdpmError as error:
+        # What is there is whole, but on a GPU, where steps may be under way that will never end or went wrong.
+        if saved < training.step and (
+            training.device.type == "cpu" or not isinstance(error, LostPeerError | DivergedError)
+        ):
+            save()
+        raise
     if saved != training.step or saved == 0:
         training.check()
-        checkpoint = publish(folder, training.snapshot(), keep=cadence.keep, past=past)
-        missing = cadence.sample_every and not _due(training.step, cadence.sample_every)
+        checkpoint = save()
+        missing = writes and cadence.sample_every and not _due(training.step, cadence.sample_every)
         preview = _preview(folder, training) if missing and not stop.is_set() else None
         yield Progress(training.step, False, None, checkpoint, preview)
 
@@ -255,6 +312,17 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _differing(there: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Settings that differ but for how a run is computed: the name and both values of each, the network's last."""
+    a, b = _flatten(there), _flatten(now)
+    names = sorted({*a, *b} - {"version"}, key=lambda name: (name.startswith("unet."), name))
+    return [
+        (name, _short(a.get(name)), _short(b.get(name)))
+        for name in names
+        if a.get(name) != b.get(name) and not name.startswith("execution.")
+    ]
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

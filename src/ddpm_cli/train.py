@@ -2,22 +2,25 @@
 
 What step s does is a pure function of s and the configuration: which images, which flips, t, eps, dropout, learning
 rate and EMA rate. A run is therefore its weights, their moving average, Adam's moments and the number of steps done,
-and one that was killed goes on as if it had never stopped.
+and one that was killed goes on as if it had never stopped. Of several processes each computes its rows of every batch,
+and all know the same weights after each step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from . import rng
 from .checkpoint import MOMENTS, Snapshot
@@ -26,13 +29,36 @@ from .data import Images
 from .denoiser import Denoiser, Precision
 from .diffusion.bound import LOSSES
 from .diffusion.process import Diffusion
+from .distributed import ALONE, World
 from .dropout import draw_masks
-from .errors import DivergedError
+from .errors import ArgumentError, DivergedError, PeerError
 from .pixels import to_float
-from .unet import build, init_weights
+from .unet import UNet, build, init_weights
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is computed. It decides nothing but how the sums of its arithmetic are rounded.
+
+    Args:
+        world: the processes that share each batch.
+        accumulate: parts that a process computes its rows of a batch in, one after the other, to save memory.
+        recompute: compute activations a second time instead of keeping them, which takes a third longer.
+        compile: have PyTorch compile the network, if that makes it faster.
+    """
+
+    world: World = ALONE
+    accumulate: int = 1
+    recompute: bool = False
+    compile: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        parts = {"accumulate": self.accumulate, "recompute": self.recompute, "compile": self.compile}
+        return {"processes": self.world.size, **parts}
 
 
 @dataclass(frozen=True)
@@ -58,18 +84,37 @@ class StepReport:
 
 @dataclass(frozen=True, eq=False)
 class HostBatch:
-    """One step's inputs, drawn on the host: images uint8 (B, H, W, C), t int64 (B,), eps float32 (B, C, H, W)."""
+    """One step's inputs, drawn on the host: images uint8 (B, H, W, C), t int64 (B,), eps float32 (B, C, H, W).
 
+    They are the batch's rows from ``first`` on.
+    """
+
+    first: int
     images: torch.Tensor
     t: npt.NDArray[np.int64]
     eps: torch.Tensor
 
 
-class Training:
-    """A network in training: weights, moving average and moments, and the number of steps they have seen."""
+HERE = Execution()
 
-    def __init__(self, unet: UNetConfig, diffusion: DiffusionConfig, config: TrainConfig, device: torch.device) -> None:
+
+class Training:
+    """A network in training: weights, moving average and moments, and the number of steps they have seen.
+
+    Raises:
+        ArgumentError: there are more processes than images in a batch.
+    """
+
+    def __init__(
+        self,
+        unet: UNetConfig,
+        diffusion: DiffusionConfig,
+        config: TrainConfig,
+        device: torch.device,
+        execution: Execution = HERE,
+    ) -> None:
         self.config = config
+        self.execution = execution
         self.diffusion_config = diffusion
         self.diffusion = Diffusion.from_config(diffusion)
         self.device = device
@@ -78,6 +123,9 @@ class Training:
         init_weights(self.unet, torch.Generator().manual_seed(rng.torch_seed(config.seed, "init")))
         self.ema_unet = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.unet.train()
+        if execution.recompute:
+            self.unet.recompute_activations()
+        self._network = self._shared()
         self.parameters: list[torch.Tensor] = list(self.unet.parameters())
         self._ema_parameters: list[torch.Tensor] = list(self.ema_unet.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, config.lr, ADAM_BETAS, ADAM_EPS, fused=True)
@@ -101,12 +149,12 @@ class Training:
         return "bf16" if self.config.precision == "bf16" else "fp32"
 
     def start_from(self, weights: dict[str, torch.Tensor]) -> None:
-        """Begin with given weights instead of random ones."""
+        """Begin with given weights instead of random ones. Of several processes, rank 0; see `synchronize`."""
         self.unet.load_state_dict(weights)
         self.ema_unet.load_state_dict(weights)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from where a snapshot was taken."""
+        """Go on from where a snapshot was taken. Of several processes, rank 0; see `synchronize`."""
         self.step = snapshot.step
         self.unet.load_state_dict(snapshot.weights)
         self.ema_unet.load_state_dict(snapshot.ema)
@@ -117,6 +165,23 @@ class Training:
                 state[moment] = torch.empty_like(parameter).copy_(snapshot.optimizer[f"{name}.{moment}"])
         self._loss_sum.fill_(snapshot.loss_sum)
         self._loss_count = snapshot.loss_count
+
+    def synchronize(self) -> None:
+        """Give all processes what rank 0 has, when it has restored a snapshot or started from weights.
+
+        Raises:
+            LostPeerError: another process has ended.
+        """
+        world = self.execution.world
+        self.step, self._loss_count = world.sum(np.array([self.step, self._loss_count]) * (world.rank == 0)).tolist()
+        tensors = [*self.parameters, *self._ema_parameters, self._loss_sum]
+        if self.step:
+            for parameter in self.parameters:
+                state = self.optimizer.state[parameter]
+                state["step"] = torch.tensor(float(self.step), device=self.device)
+                tensors += [state.setdefault(moment, torch.zeros_like(parameter)) for moment in MOMENTS]
+        with torch.no_grad():
+            world.broadcast(tensors)
 
     def snapshot(self) -> Snapshot:
         """Everything that `restore` needs, and the folder format holds."""
@@ -137,14 +202,28 @@ class Training:
         )
 
     def advance(self, batch: HostBatch) -> None:
-        """One optimizer step of Algorithm 1. Nothing here waits for the device."""
-        self.step += 1
-        config = self.config
+        """One optimizer step of Algorithm 1. Nothing here waits for a GPU.
+
+        Raises:
+            DivergedError: the loss or a gradient is not finite, as a CPU knows at once. Nothing has changed then.
+            LostPeerError: another process has ended. Nothing has changed then.
+        """
+        step, config = self.step + 1, self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr_at(self.step)
-        self._update(self._backward(batch))
-        if self.device.type == "cpu":
-            self.check()
+            group["lr"] = config.lr_at(step)
+        try:
+            self._update(self._backward(batch, step), step)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def rehearse(self, batch: HostBatch) -> float:
+        """Seconds of the forward and backward passes of the next step, which change nothing."""
+        began = time.perf_counter()
+        try:
+            self._backward(batch, self.step + 1).item()  # waits for a GPU
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - began
 
     def check(self) -> None:
         """Stop if a loss or gradient was not finite. On a GPU this waits for the steps that are under way.
@@ -168,43 +247,70 @@ class Training:
         lr = self.config.lr_at(self.step)
         return StepReport(self.step, loss, lr, self._grad_norm.item(), images_per_second, seconds)
 
-    def _backward(self, batch: HostBatch) -> torch.Tensor:
-        """The gradient of the mean of the loss over the batch, part by part; returns that mean."""
-        config, dtype = self.config, torch.bfloat16 if self._precision == "bf16" else torch.float32
+    def _shared(self) -> UNet:
+        """The network, which adds up the gradients of all processes while it computes them."""
+        world = self.execution.world
+        if world.size > self.config.batch_size:
+            raise ArgumentError(
+                f"{world.size} processes cannot share batches of {self.config.batch_size}; use --batch-size "
+                f"{world.size} or more, or fewer processes"
+            )
+        if world.size == 1:
+            return self.unet
+        with world.talking():
+            shared = DistributedDataParallel(self.unet, gradient_as_bucket_view=True)
+        return cast(UNet, shared)
+
+    def _backward(self, batch: HostBatch, step: int) -> torch.Tensor:
+        """The gradient of the mean of the loss over the batch of all processes, part by part; returns that mean."""
+        config, world = self.config, self.execution.world
+        dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
+        seeds = rng.integers(0, 2**63 - 1, config.batch_size, config.seed, "dropout", step)[batch.first :]
         total = torch.zeros((), device=self.device)
         size = len(batch.t)
-        seeds = rng.integers(0, 2**63 - 1, size, config.seed, "dropout", self.step)
-        for part in np.array_split(np.arange(size), config.accumulate):
+        parts = np.array_split(np.arange(size), min(self.execution.accumulate, size))
+        for number, part in enumerate(parts, start=1):
             rows = slice(part[0], part[-1] + 1)
             x_0 = to_float(batch.images[rows].to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
             eps = batch.eps[rows].to(self.device, non_blocking=True)
             masks = draw_masks(self.unet.config, (x_0.shape[2], x_0.shape[3]), seeds[rows], self.device, dtype)
-            denoiser = Denoiser(self.unet, self._precision, masks)
-            loss = LOSSES[config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps).sum() / size
-            loss.backward()  # type: ignore[no-untyped-call]
+            denoiser = Denoiser(self._network, self._precision, masks)
+            with world.talking(), contextlib.nullcontext() if number == len(parts) else self._apart():
+                losses = LOSSES[config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps)
+                loss = losses.sum() / config.batch_size
+                # Gradients are averaged over the processes, where their sum is meant.
+                (loss * world.size).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        world.add_up(total)
         return total
 
+    def _apart(self) -> contextlib.AbstractContextManager[None]:
+        """Within, gradients are not yet added up over the processes."""
+        if isinstance(self._network, DistributedDataParallel):
+            return self._network.no_sync()
+        return contextlib.nullcontext()
+
     @torch.no_grad()
-    def _update(self, loss: torch.Tensor) -> None:
+    def _update(self, loss: torch.Tensor, step: int) -> None:
         """Clip the gradients, take Adam's step unless something is not finite, and follow with the average."""
         config = self.config
         self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip, foreach=True)
         bad = ~torch.isfinite(self._grad_norm + loss)
-        self._bad_step.copy_(torch.where(bad & (self._found_inf == 0), float(self.step), self._bad_step))
+        self._bad_step.copy_(torch.where(bad & (self._found_inf == 0), float(step), self._bad_step))
         self._found_inf.copy_(torch.maximum(self._found_inf, bad.float()))
+        if self.device.type == "cpu":
+            self.check()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        rate = config.ema_at(self.step)
-        torch._foreach_lerp_(self._ema_parameters, self.parameters, 1 - rate)
+        torch._foreach_lerp_(self._ema_parameters, self.parameters, 1 - config.ema_at(step))
         self._loss_sum += loss
         self._loss_count += 1
+        self.step = step
 
 
 def train(
-    training: Training, images: Images, *, steps: int, log_every: int, stop: threading.Event
+    training: Training, images: Images, *, steps: int, log_every: int, stop: Callable[[], bool]
 ) -> Iterator[StepReport | None]:
-    """Advance to step ``steps``, or until ``stop`` is set.
+    """Advance to step ``steps``, or until ``stop`` is true in this or another process, which is asked before each step.
 
     Yields:
         after every step a report if it is a multiple of ``log_every`` or the last, else None. The consumer may save,
@@ -212,16 +318,27 @@ def train(
 
     Raises:
         DivergedError: the loss or a gradient is not finite.
+        InputError: images cannot be read.
+        PeerError: another process has failed, or ended.
     """
     began = last_time = time.monotonic()
     last_step = training.step
-    config, T = training.config, training.diffusion.schedule.T
+    config, world, T = training.config, training.execution.world, training.diffusion.schedule.T
     pin = training.device.type == "cuda"
+    rows = world.part(config.batch_size)
     with ThreadPoolExecutor(1, "ddpm-batches") as pool:
-        ahead: Future[HostBatch] = pool.submit(batch_at, images, config, T, training.step + 1, pin=pin)
-        while training.step < steps and not stop.is_set():
+        ahead: Future[HostBatch] = pool.submit(batch_at, images, config, T, training.step + 1, rows, pin=pin)
+        while training.step < steps:
+            problem = ahead.exception()
+            stopped, failed = world.any(stop(), problem is not None)
+            if problem is not None:
+                raise problem
+            if failed:
+                raise PeerError("another of the processes has failed, so this one stops; it has said why itself")
+            if stopped:
+                return
             batch = ahead.result()
-            ahead = pool.submit(batch_at, images, config, T, training.step + 2, pin=pin)
+            ahead = pool.submit(batch_at, images, config, T, training.step + 2, rows, pin=pin)
             training.advance(batch)
             if not (training.step == steps or (log_every and training.step % log_every == 0)):
                 yield None
@@ -234,29 +351,36 @@ def train(
             yield training.report(now - began, speed)
 
 
-def batch_at(images: Images, config: TrainConfig, T: int, step: int, *, pin: bool = False) -> HostBatch:
+def batch_at(
+    images: Images, config: TrainConfig, T: int, step: int, rows: range | None = None, *, pin: bool = False
+) -> HostBatch:
     """The inputs of optimizer step ``step`` = 1, 2, ...: a pure function of it.
 
     The data set is read in a new random order each epoch, without a gap: a batch may span two epochs, or many where
     there are fewer images than the batch has places.
+
+    Args:
+        rows: which of the batch's, neighbours; None for all.
     """
     n, height, width, channels = images.shape
     size, seed = config.batch_size, config.seed
-    places = np.arange((step - 1) * size, step * size)
-    order = np.empty(size, np.int64)
+    rows = range(size) if rows is None else rows
+    mine = slice(rows.start, rows.stop)
+    places = np.arange((step - 1) * size, step * size)[mine]
+    order = np.empty(len(rows), np.int64)
     for epoch in range(places[0] // n, places[-1] // n + 1):
         here = places // n == epoch
         order[here] = _epoch_order(n, seed, epoch)[places[here] % n]
     pixels = images.take(order)
     if config.flip:
-        mirrored = rng.integers(0, 2, size, seed, "flip", step).astype(bool)
+        mirrored = rng.integers(0, 2, size, seed, "flip", step)[mine].astype(bool)
         pixels[mirrored] = pixels[mirrored, :, ::-1]
-    t = rng.integers(1, T + 1, size, seed, "t", step)
-    eps = rng.normal_batch((channels, height, width), seed, "eps", [(step, row) for row in range(size)])
+    t = rng.integers(1, T + 1, size, seed, "t", step)[mine]
+    eps = rng.normal_batch((channels, height, width), seed, "eps", [(step, row) for row in rows])
     tensors = torch.from_numpy(pixels), torch.from_numpy(eps)
     if pin:
         tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
-    return HostBatch(tensors[0], t, tensors[1])
+    return HostBatch(rows.start, tensors[0], t, tensors[1])
 
 
 @lru_cache(maxsize=2)

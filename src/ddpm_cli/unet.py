@@ -13,6 +13,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import UNetConfig
 from .dropout import kept
@@ -86,6 +87,12 @@ class UNet(nn.Module):
             h = up(h, skips, emb, left)
         return cast(Tensor, self.conv_out(F.silu(self.conv_norm_out(h))))
 
+    def recompute_activations(self) -> None:
+        """From now on keep for the gradient only what enters each layer, and compute the rest a second time."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = True
+
 
 def sinusoids(t: Tensor, config: UNetConfig) -> Tensor:
     """The position embedding of Transformers (appendix B): sin and cos of t at geometrically spaced frequencies.
@@ -152,10 +159,10 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, emb: Tensor, masks: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, mask: Tensor | None) -> Tensor:
         """(B, in_channels, H, W) and the activated embedding to (B, out_channels, H, W), resized by ``resample``.
 
-        Takes its dropout mask off the end of ``masks``; without masks nothing is dropped.
+        What ``mask`` has a 0 for is dropped.
         """
         h = self.activation(self.norm1(x))
         if self.resample is not None:
@@ -169,8 +176,8 @@ class ResBlock(nn.Module):
             h += time
             h = self.norm2(h)
         h = self.activation(h)
-        if masks:
-            h = (h * masks.pop()).div_(self.kept)
+        if mask is not None:
+            h = (h * mask).div_(self.kept)
         h = self.conv2(h)
         h += x if self.conv_shortcut is None else self.conv_shortcut(x)
         return cast(Tensor, h if self.scale == 1 else h / self.scale)
@@ -246,7 +253,7 @@ class Downsample(nn.Module):
         self.pad = padding == 0
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor, _emb: Tensor, _masks: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, _emb: Tensor, _mask: Tensor | None) -> Tensor:
         return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad else x))
 
 
@@ -257,7 +264,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, _emb: Tensor, _masks: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, _emb: Tensor, _mask: Tensor | None) -> Tensor:
         return cast(Tensor, self.conv(double(x)))
 
 
@@ -268,11 +275,24 @@ class Block(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
+        self.recompute = False
 
     def layer(self, i: int, x: Tensor, emb: Tensor, masks: list[Tensor]) -> Tensor:
         """Residual block i and its attention."""
-        x = self.resnets[i](x, emb, masks)
+        mask = take(masks, self.resnets[i])
+        if self.recompute:
+            y: Tensor = checkpoint(self._layer, i, x, emb, mask, use_reentrant=False, preserve_rng_state=False)
+            return y
+        return self._layer(i, x, emb, mask)
+
+    def _layer(self, i: int, x: Tensor, emb: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.resnets[i](x, emb, mask)
         return self.attentions[i](x) if i < len(self.attentions) else x
+
+
+def take(masks: list[Tensor], module: nn.Module) -> Tensor | None:
+    """A module's dropout mask off the end of those that are left; only residual blocks have one."""
+    return masks.pop() if masks and isinstance(module, ResBlock) else None
 
 
 class DownBlock(Block):
@@ -299,7 +319,7 @@ class DownBlock(Block):
         for i in range(len(self.resnets)):
             x = self.layer(i, x, emb, masks)
             results.append(x)
-        results += [downsample(x, emb, masks) for downsample in self.downsamplers]
+        results += [downsample(x, emb, take(masks, downsample)) for downsample in self.downsamplers]
         return results
 
 
@@ -345,7 +365,7 @@ class UpBlock(Block):
         for i in range(len(self.resnets)):
             x = self.layer(i, torch.cat((x, skips.pop()), dim=1), emb, masks)
         for upsample in self.upsamplers:
-            x = upsample(x, emb, masks)
+            x = upsample(x, emb, take(masks, upsample))
         return x
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..data import Images, Source, Survey, auto_channels, auto_size, find_source, pack, scan
+from ..distributed import ALONE, TURNS, World
 from ..errors import InputError
 from ..files import printable
 from ..pixels import COLOURS
@@ -17,6 +18,7 @@ def open_images(
     channels: int | None,
     limit: int,
     must_fit: str = "",
+    world: World = ALONE,
 ) -> Images:
     """The images of a source, packed; says what was found, skipped and changed.
 
@@ -24,7 +26,18 @@ def open_images(
         size: (height, width); None chooses, at most ``limit`` a side.
         channels: 1, 3 or 4; None chooses.
         must_fit: whose size and channels these are, "the model's": then images of others are refused, not changed.
+        world: processes that all open them: one packs, and the others of a machine find the pack.
     """
+    for turn in range(TURNS if world.size > 1 else 1):
+        with world.together():
+            if turn == world.turn:
+                images = _opened(name, screen, size, channels, limit, must_fit)
+    return images
+
+
+def _opened(
+    name: str, screen: Screen, size: tuple[int, int] | None, channels: int | None, limit: int, must_fit: str
+) -> Images:
     source = find_source(name)
     survey = shown(scan(source), screen)
     if must_fit and size and channels:

@@ -109,10 +109,12 @@ def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement
         model = replace(model, diffusion=model.diffusion.unclipped)
     channels, *size = model.shape
     must_fit = "" if options.resize else "the model's"
-    images = open_images(source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=must_fit)
-    n = min(options.limit or len(images), len(images))
-    protocol = Protocol(n, model.diffusion.schedule.T, options.terms or None, options.seed)
     with joined() as world:
+        images = open_images(
+            source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=must_fit, world=world
+        )
+        n = min(options.limit or len(images), len(images))
+        protocol = Protocol(n, model.diffusion.schedule.T, options.terms or None, options.seed)
         tally = _measured(model, images, protocol, options, screen, world)
     result = Measurement(model.source, n, protocol.terms, tally.bound(prior(model.diffusion, images, n)))
     if world.rank == 0:

@@ -52,7 +52,8 @@ To resume, run the same command again.
 )
 @click.option("--steps", type=click.IntRange(1, 2**40), help="Optimizer steps.  [default: by preset]")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a step.  [default: by preset]")
-@click.option("--accumulate", type=click.IntRange(1), help="Compute a batch in so many parts, to save memory.")
+@click.option("--accumulate", type=click.IntRange(1), help="Parts to compute a batch in.  [default: as few as fit]")
+@click.option("--compile", is_flag=True, help="Compile the network, if that makes it faster.")
 @click.option("--lr", type=float, help="Learning rate of Adam.  [default: by preset]")
 @click.option("--warmup", type=click.IntRange(0), help="Steps of growing learning rate.  [default: by preset]")
 @click.option("--ema", type=float, help="Rate of the moving average of the weights.  [default: by preset]")
@@ -90,11 +91,12 @@ def command(
     Images are scaled to cover the size and cropped at the centre. To resume a run, give the same command again;
     Ctrl-C saves and stops. The run folder holds checkpoints, preview pictures and metrics.jsonl.
     """
+    from ..distributed import rank
     from ..plan import TrainOptions
     from ..ui.console import Screen, log_to
     from .training import Job
 
-    screen = Screen(verbosity)
+    screen = Screen(verbosity if rank() == 0 else -1)
     log_to(screen)
     job = Job(images, output, size, int(channels) if channels else None, start, device, TrainOptions(**options))
     code = job.run(screen, dry_run=dry_run, as_json=as_json)

@@ -12,14 +12,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoint import StoredModel, newest
+from ..compiling import Compiled
 from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
+from ..distributed import World, joined, local_device
+from ..fitting import fit
 from ..memory import keep_freed_memory
 from ..pixels import COLOURS
 from ..plan import Plan, TrainOptions, check, plan
-from ..run import Progress, check_folder, run
+from ..run import Progress, check_folder, check_same, run
+from ..train import Execution
 from ..ui.console import Screen, as_json, duration, plural, size
 from . import SIGNALS
 from .images import open_images
@@ -42,19 +48,38 @@ class Job:
     def run(self, screen: Screen, *, dry_run: bool, as_json: bool) -> int:
         """Do it; returns the exit code: 0, or 128 + the signal that stopped it after a clean save."""
         keep_freed_memory()
-        device = choose_device(self.device)
+        device = choose_device(local_device(self.device))
         start = find_model(self.start, screen) if self.start else None
         check(self.options, start)
-        images = self._open(screen, start, device.type)
+        with joined() as world:
+            return self._run(screen, device, start, world, dry_run=dry_run, as_json=as_json)
+
+    def _run(
+        self,
+        screen: Screen,
+        device: torch.device,
+        start: StoredModel | None,
+        world: World,
+        *,
+        dry_run: bool,
+        as_json: bool,
+    ) -> int:
+        images = self._open(screen, start, device.type, world)
         what = plan(self.options, self.images, images.shape, images.digest, start, device)
-        check_folder(self.folder, what.config)
-        price = estimate(what, device)
-        self._announce(screen, images, what, price, str(device))
-        self._warn(screen, what, start)
+        check_same(what.config, what.cadence, world)
+        with world.together():
+            if world.rank == 0:
+                check_folder(self.folder, what.config)
+            execution = fit(what, device, world)
+        with world.together():
+            if world.rank == 0:
+                price = estimate(what, device, execution)
+                self._announce(screen, images, what, price, str(device), execution)
+                self._warn(screen, what, start)
         if dry_run:
-            _print_json(_as_dict(what, price)) if as_json else None
+            _print_json(_as_dict(what, price, execution)) if as_json and world.rank == 0 else None
             return 0
-        with stopping() as interruption:
+        with stopping(alone=world.size == 1) as interruption:
             progress = run(
                 self.folder,
                 what.config,
@@ -63,22 +88,26 @@ class Job:
                 device,
                 start,
                 interruption.event,
+                execution,
             )
             last = self._follow(screen, progress, what)
-        if as_json:
+        if as_json and world.rank == 0:
             _print_json(
                 {"step": last.step, "checkpoint": str(last.checkpoint or newest(self.folder)), "run": str(self.folder)}
             )
         return self._conclude(screen, last, what, interruption.signal)
 
-    def _open(self, screen: Screen, start: StoredModel | None, device: str) -> Images:
+    def _open(self, screen: Screen, start: StoredModel | None, device: str, world: World) -> Images:
         size, channels = self.size, self.channels
         if start is not None:
             size = size or start.unet.size
             channels = channels or start.unet.in_channels
-        return open_images(self.images, screen, size=size, channels=channels, limit=32 if device == "cpu" else 64)
+        limit = 32 if device == "cpu" else 64
+        return open_images(self.images, screen, size=size, channels=channels, limit=limit, world=world)
 
-    def _announce(self, screen: Screen, images: Images, what: Plan, price: Cost, device: str) -> None:
+    def _announce(
+        self, screen: Screen, images: Images, what: Plan, price: Cost, device: str, execution: Execution
+    ) -> None:
         n, height, width, channels = images.shape
         config, cadence = what.config, what.cadence
         name = f"fine-tuned from {self.start}" if self.start else what.preset
@@ -89,8 +118,8 @@ class Job:
             ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
             ("training", f"L_{config.train.loss} of {d.predict}, {d.variance}, {d.schedule}, T = {d.timesteps}"),
             ("", f"batches of {batch}, learning rate {config.train.lr:g}"),
-            ("device", f"{device}, {config.train.precision}"),
-            ("memory", f"about {size(price.memory)}"),
+            ("device", f"{device}, {config.train.precision}{_shared(execution, batch)}"),
+            ("memory", f"about {size(price.memory)}{_divided(execution)}"),
             (
                 "time",
                 f"about {duration(price.total_seconds)} for {plural(cadence.steps, 'step')} of {batch} images",
@@ -123,6 +152,8 @@ class Job:
         first = last = next(progress)
         if first.step:
             screen.say(f"going on from step {first.step:,}")
+        if first.compiled:
+            screen.say(_account(first.compiled))
         checkpoint = None
         for last in screen.progress(
             progress,
@@ -160,8 +191,11 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[Interruption]:
+def stopping(*, alone: bool) -> Iterator[Interruption]:
     """Within, the first SIGINT, SIGTERM or SIGHUP asks to save and stop; the second ends the process at once.
+
+    Not so where torchrun is above it: what a scheduler sends to all its processes comes once more from torchrun, which
+    ends those itself that take too long.
 
     A signal that is ignored from outside, as ``nohup`` does with SIGHUP, stays ignored.
     """
@@ -169,7 +203,9 @@ def stopping() -> Iterator[Interruption]:
 
     def handle(number: int, _: Any) -> None:
         if interruption.signal is not None:
-            os._exit(128 + number)
+            if alone:
+                os._exit(128 + number)
+            return
         interruption.signal = number
         interruption.event.set()
 
@@ -188,8 +224,26 @@ def _note(event: Progress) -> str | None:
     return f"loss {event.report.loss:.4f}, {event.report.images_per_second:.0f} images/s"
 
 
-def _as_dict(what: Plan, price: Cost) -> dict[str, Any]:
-    return {"preset": what.preset, **what.config.to_json(), "cadence": asdict(what.cadence), "cost": asdict(price)}
+def _shared(execution: Execution, batch: int) -> str:
+    size = execution.world.size
+    return f"; {size} processes, {batch / size:g} images of a batch each" if size > 1 else ""
+
+
+def _divided(execution: Execution) -> str:
+    parts = f"; batches in {execution.accumulate} parts" if execution.accumulate > 1 else ""
+    return parts + ("; activations are computed twice to save memory" if execution.recompute else "")
+
+
+def _account(compiled: Compiled) -> str:
+    times = f"forward and backward take {compiled.after:.3g} s instead of {compiled.before:.3g}"
+    if compiled.kept:
+        return f"compiled in {duration(compiled.seconds)}: {times}, which pays from {compiled.steps_to_earn:,} steps on"
+    return f"not used: compiling took {duration(compiled.seconds)}, and {times}"
+
+
+def _as_dict(what: Plan, price: Cost, execution: Execution) -> dict[str, Any]:
+    config = what.config.to_json() | {"execution": execution.to_json()}
+    return {"preset": what.preset, **config, "cadence": asdict(what.cadence), "cost": asdict(price)}
 
 
 def _print_json(data: dict[str, Any]) -> None:

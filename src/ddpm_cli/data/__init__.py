@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..stage import Stage
+from .cache import cache_folder
 from .find import builtin, find_source
 from .images import Images
 from .pack import pack
@@ -26,6 +27,7 @@ __all__ = [
     "auto_channels",
     "auto_size",
     "builtin",
+    "cache_folder",
     "find_source",
     "open_images",
     "pack",

@@ -1,0 +1,315 @@
+"""Several processes train as one does, and end together whatever happens to one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ddpm_cli.run
+import ddpm_cli.train
+from conftest import Ddpm
+from ddpm_cli.checkpoint import newest, read_snapshot
+from ddpm_cli.cli import run as run_cli
+from ddpm_cli.errors import InputError
+from ddpm_cli.train import HostBatch
+from nursery import Child, Nursery, wait_until
+
+SOON = 30  # seconds within which a process ends after another; a busy machine needs some for the save
+STEPS = 6
+FAULT_AT = 4
+
+
+def command(*options: str, run: str = "run") -> list[str]:
+    """A run of a tiny network, in which everything random plays a part."""
+    words = ["train", "builtin:digits", "-o", run, "--preset", "tiny", "--batch-size", "10", "--warmup", "5"]
+    words += ["--dropout", "0.2", "--flip", "--precision", "fp32", "--device", "cpu", "--sample-every", "0"]
+    return [*words, "--log-every", "1", "--steps", str(STEPS), *options]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in metrics(run)]
+
+
+def codes(children: list[Child]) -> list[int]:
+    return [child.wait(SOON) for child in children]
+
+
+def step_saved(run: Path) -> int:
+    folder = newest(run)
+    assert folder is not None
+    return read_snapshot(folder).step
+
+
+@pytest.fixture(scope="module")
+def alone(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process. Not to be changed."""
+    folder = tmp_path_factory.mktemp("alone")
+    child = nursery.ddpm(*command(), cwd=folder)
+    assert child.wait() == 0, child.stderr
+    return folder / "run"
+
+
+# The same run, whoever computes it.
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])  # of which two divide no batch of 10
+def test_losses_and_weights_are_those_of_one_process(
+    nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path, count: int
+) -> None:
+    children = nursery.ranks(count, *command("--save-every", "2"), env=ddpm_env, cwd=tmp_path)
+    assert codes(children) == [0] * count, children[0].stderr
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(alone), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    first, second = (read_snapshot(newest(run) or run) for run in (tmp_path / "run", alone))
+    for name, weight in first.ema.items():
+        np.testing.assert_allclose(weight.numpy(), second.ema[name].numpy(), atol=2e-3)
+    assert all(child.stdout == child.stderr == "" for child in children[1:]), "only rank 0 speaks"
+    assert "ddpm sample" in children[0].stderr
+    assert {path.name for path in (tmp_path / "run").iterdir()} - {".lock"} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples",
+    } - ({"samples"} if not (tmp_path / "run" / "samples").exists() else set())
+
+
+def test_a_batch_in_parts_and_recomputed_activations(
+    nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path
+) -> None:
+    children = nursery.ranks(2, *command("--accumulate", "3"), env=ddpm_env, cwd=tmp_path, by=recomputing)
+    assert codes(children) == [0, 0], children[0].stderr
+    assert "batches in 3 parts; activations are computed twice" in children[0].stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
+
+
+def recomputing(arguments: list[str]) -> int:
+    """A child: the program, on a machine where activations do not fit."""
+    import ddpm_cli.cli.training as training
+
+    fit = training.fit
+    training.fit = lambda *args: replace(fit(*args), recompute=True)
+    return run_cli(arguments)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path
+) -> None:
+    for steps, count in ((2, 3), (4, 1), (STEPS, 2)):
+        children = (
+            nursery.ranks(count, *command("--steps", str(steps)), env=ddpm_env, cwd=tmp_path)
+            if count > 1
+            else [nursery.ddpm(*command("--steps", str(steps)), env=ddpm_env, cwd=tmp_path)]
+        )
+        assert codes(children) == [0] * count, children[0].stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
+
+
+def test_as_torchrun_starts_it(ddpm_env: dict[str, str], tmp_path: Path, alone: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ddpm_cli"]
+    done = subprocess.run(
+        [*launch, *command("--json")],
+        env=ddpm_env | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == STEPS
+    assert "Warning" not in done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
+
+
+# What is refused.
+
+
+def test_more_processes_than_images_in_a_batch(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    children = nursery.ranks(3, *command("--batch-size", "2"), env=ddpm_env, cwd=tmp_path)
+    assert codes(children) == [2, 2, 2]
+    assert "3 processes cannot share batches of 2; use --batch-size 3 or more, or fewer processes" in children[0].stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--lr", "0.5"], "train.lr is 0.5 there and 0.001 for rank 0"),
+        (["--steps", "7"], "cadence.steps is 7 there and 6 for rank 0"),
+        (["--size", "16"], "data.digest is "),
+    ],
+)
+def test_processes_with_other_settings_or_images(
+    nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, options: list[str], said: str
+) -> None:
+    (tmp_path / "options").write_text(json.dumps(options))
+    children = nursery.ranks(2, *command(), env=ddpm_env, cwd=tmp_path, by=otherwise)
+    assert codes(children) == [2, 2]
+    for child in children:
+        assert "rank 1 of 2 was given other settings or images than rank 0" in child.stderr
+        assert said in child.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def otherwise(arguments: list[str]) -> int:
+    """A child: the program, with other options for rank 1."""
+    return run_cli(arguments + (json.loads(Path("options").read_text()) if os.environ["RANK"] == "1" else []))
+
+
+def test_a_folder_that_rank_0_refuses_stops_all(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
+    children = nursery.ranks(2, *command(), env=ddpm_env, cwd=tmp_path)
+    assert codes(children) == [2, 1]
+    assert "is not empty and holds no run" in children[0].stderr
+    assert (
+        children[1].stderr == "error: another of the processes has failed, so this one stops; it has said why itself\n"
+    )
+
+
+# What goes wrong under way.
+
+
+def faulty(arguments: list[str]) -> int:
+    """A child: the program, in which something happens to one rank at one step. The environment says what to which."""
+    fault, rank = os.environ["FAULT"].split("@")
+    if os.environ["RANK"] != rank:
+        return run_cli(arguments)
+    batch_at = ddpm_cli.train.batch_at
+
+    def broken(images: Any, config: Any, T: int, step: int, *rest: Any, **more: Any) -> HostBatch:
+        batch = batch_at(images, config, T, step, *rest, **more)
+        if step == FAULT_AT and fault == "nan":
+            batch.eps[-1] = float("nan")
+        elif step == FAULT_AT and fault == "unreadable":
+            raise InputError("the pack was cut")
+        elif step == FAULT_AT and fault == "killed":
+            time.sleep(0.5)  # until the others wait for this one
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif step == FAULT_AT and fault in ("SIGTERM", "SIGINT"):
+            os.kill(os.getpid(), getattr(signal, fault))
+            time.sleep(0.2)
+        return batch
+
+    ddpm_cli.train.batch_at = broken
+    publish = ddpm_cli.run.publish
+
+    def dying(run: Path, snapshot: Any, **more: Any) -> Path:
+        if fault == "dying" and snapshot.step == FAULT_AT:
+            (run / "checkpoints" / ".tmp-step-00000004-1").mkdir()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return publish(run, snapshot, **more)
+
+    ddpm_cli.run.publish = dying
+    return run_cli(arguments)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "said"),
+    [
+        ("nan@1", [5, 5], "step 4: the loss or its gradient is not finite"),
+        ("unreadable@1", [1, 3], "another of the processes has failed"),
+        ("unreadable@0", [3, 1], "the pack was cut"),
+        ("killed@1", [1, -9], "another process that shared the work has ended"),
+        ("SIGTERM@1", [0, 143], "stopped at step 3 of 6, saved"),
+        ("SIGINT@0", [130, 0], "stopped at step 3 of 6, saved"),
+    ],
+)
+def test_what_happens_to_one_stops_all_and_is_saved(
+    nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path, fault: str, expected: list[int], said: str
+) -> None:
+    children = nursery.ranks(2, *command(), env=ddpm_env | {"FAULT": fault}, cwd=tmp_path, by=faulty)
+    assert codes(children) == expected, [child.stderr for child in children]
+    assert said in children[0].stderr
+    assert all("Traceback" not in child.stderr for child in children)
+    assert step_saved(tmp_path / "run") == FAULT_AT - 1
+    again = nursery.ranks(2, *command(), env=ddpm_env, cwd=tmp_path)
+    assert codes(again) == [0, 0], again[0].stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
+
+
+def test_rank_0_dying_while_it_saves(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path) -> None:
+    options = command("--save-every", "2")
+    children = nursery.ranks(2, *options, env=ddpm_env | {"FAULT": "dying@0"}, cwd=tmp_path, by=faulty)
+    assert codes(children) == [-9, 1]
+    assert step_saved(tmp_path / "run") == 2
+    again = nursery.ranks(2, *options, env=ddpm_env, cwd=tmp_path)
+    assert codes(again) == [0, 0], again[0].stderr
+    assert "going on from step 2" in again[0].stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
+
+
+def test_another_rank_dying_while_rank_0_saves(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    children = nursery.ranks(2, *command("--save-every", "1", "--steps", "1000"), env=ddpm_env, cwd=tmp_path)
+    wait_until(lambda: len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) > 1, "checkpoints")
+    wait_until(lambda: bool(list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))), "one in the making")
+    children[1].kill()
+    assert codes(children) == [1, -9]
+    assert not list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
+    assert step_saved(tmp_path / "run") == metrics(tmp_path / "run")[-1]["step"]
+
+
+def test_a_signal_that_comes_twice_under_torchrun(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    """As a scheduler sends it to every process, and torchrun once more to its own."""
+    children = nursery.ranks(2, *command("--steps", "100000"), env=ddpm_env, cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), "the first step")
+    for _ in range(2):
+        for child in children:
+            child.kill(signal.SIGTERM)
+    assert codes(children) == [143, 143]
+    assert step_saved(tmp_path / "run") == metrics(tmp_path / "run")[-1]["step"]
+
+
+def test_torchrun_starts_all_again_when_one_has_died(ddpm_env: dict[str, str], tmp_path: Path, alone: Path) -> None:
+    """Elastic: one process kills itself once, and the run ends as if nothing had happened."""
+    script = tmp_path / "once.py"
+    script.write_text(
+        "import os, signal, sys, pathlib\n"
+        "import ddpm_cli.train as t\n"
+        "from ddpm_cli.cli import run\n"
+        "real = t.batch_at\n"
+        "def batch_at(images, config, T, step, *rest, **more):\n"
+        "    mark = pathlib.Path('died')\n"
+        "    if step == 4 and os.environ['RANK'] == '1' and not mark.exists():\n"
+        "        mark.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(images, config, T, step, *rest, **more)\n"
+        "t.batch_at = batch_at\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "--max-restarts", "3", str(script), *command("--save-every", "1")],
+        env=ddpm_env | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").exists()
+    assert "going on from step" in done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
+
+
+def test_a_process_by_itself_saves_what_it_has_when_images_cannot_be_read(
+    nursery: Nursery, ddpm: Ddpm, ddpm_env: dict[str, str], tmp_path: Path
+) -> None:
+    child = nursery.ranks(1, *command(), env=ddpm_env | {"FAULT": "unreadable@0"}, cwd=tmp_path, by=faulty)[0]
+    assert child.wait() == 3
+    assert step_saved(tmp_path / "run") == FAULT_AT - 1
+    assert ddpm(*command()).returncode == 0

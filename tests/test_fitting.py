@@ -1,0 +1,132 @@
+"""How a run is made to fit into the memory that is free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm_cli import fitting
+from ddpm_cli.distributed import ALONE, World
+from ddpm_cli.errors import InputError
+from ddpm_cli.fitting import activation_bytes, arithmetic, available_memory, fit, trial
+from ddpm_cli.plan import Plan
+from ddpm_cli.train import Execution
+from test_plan import CPU, planned
+
+MIB = 2**20
+
+
+@pytest.fixture
+def wide() -> Plan:
+    """A network whose images take much more memory than its weights."""
+    return planned((9, 32, 32, 3), preset="tiny", batch_size=64, precision="fp32")
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(fitting, "available_memory", lambda device: free)
+
+
+def peaks(monkeypatch: pytest.MonkeyPatch, whole: int, recomputing: int, fixed: int) -> list[tuple[int, bool]]:
+    """Let trials have peaks of so much an image, and a fixed part; returns what will be tried."""
+    tried = []
+
+    def measured(config: object, device: torch.device, n: int, *, recompute: bool = False) -> fitting.Trial:
+        tried.append((n, recompute))
+        return fitting.Trial(1.0, fixed + n * (recomputing if recompute else whole))
+
+    monkeypatch.setattr(fitting, "trial", measured)
+    return tried
+
+
+def test_what_surely_fits_is_not_tried(monkeypatch: pytest.MonkeyPatch, wide: Plan) -> None:
+    tried = peaks(monkeypatch, 1, 1, 1)
+    assert fit(wide, CPU, ALONE) == Execution()
+    leave(monkeypatch, 2 * arithmetic(wide.config, 64))
+    assert fit(wide, CPU, ALONE) == Execution()
+    assert tried == []
+
+
+def test_parts_are_as_large_as_what_was_measured_allows(monkeypatch: pytest.MonkeyPatch, wide: Plan) -> None:
+    an_image = activation_bytes(wide.config.unet, "fp32")
+    free = arithmetic(wide.config, 40)
+    leave(monkeypatch, free)
+    peaks(monkeypatch, an_image, an_image // 8, 10 * MIB)
+    execution = fit(wide, CPU, ALONE)
+    part = -(-64 // execution.accumulate)
+    assert not execution.recompute
+    assert 1 < execution.accumulate < 64
+    assert 10 * MIB + part * an_image <= 0.9 * free < 10 * MIB + 64 / (execution.accumulate - 1) * an_image
+    halves = fit(wide, CPU, World(1, 2))
+    assert halves.accumulate < execution.accumulate
+    assert halves.world.size == 2
+
+
+def test_activations_are_computed_twice_where_not_even_one_image_fits(
+    monkeypatch: pytest.MonkeyPatch, wide: Plan
+) -> None:
+    one, less = arithmetic(wide.config, 1), arithmetic(wide.config, 1, recompute=True)
+    assert less < one
+    leave(monkeypatch, (one + less) // 2)
+    tried = peaks(monkeypatch, one, less // 10, 0)
+    execution = fit(wide, CPU, ALONE)
+    assert execution.recompute
+    assert 1 < execution.accumulate <= 64
+    assert {recompute for _, recompute in tried} == {True}
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch, accumulate: int | None) -> None:
+    made = planned((9, 32, 32, 3), preset="tiny", batch_size=64, accumulate=accumulate)
+    leave(monkeypatch, MIB)
+    tried = peaks(monkeypatch, 1, 1, 1)
+    with pytest.raises(InputError, match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*--accumulate"):
+        fit(made, CPU, ALONE)
+    assert tried == []
+
+
+def test_a_gpu_that_has_no_room_for_a_trial(monkeypatch: pytest.MonkeyPatch, wide: Plan) -> None:
+    def full(*_: object, **__: object) -> fitting.Trial:
+        raise torch.OutOfMemoryError
+
+    leave(monkeypatch, arithmetic(wide.config, 40))
+    monkeypatch.setattr(fitting, "trial", full)
+    with pytest.raises(InputError, match="GiB of memory"):
+        fit(wide, CPU, ALONE)
+
+
+def test_parts_that_the_user_asks_for_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned((9, 32, 32, 3), preset="tiny", batch_size=64, accumulate=16)
+    leave(monkeypatch, arithmetic(made.config, 5))
+    peaks(monkeypatch, 1, 1, 1)
+    assert fit(made, CPU, ALONE).accumulate == 16
+    assert fit(made, CPU, World(0, 16)).accumulate == 4, "no part is empty"
+
+
+def test_a_trial_measures_what_it_takes(wide: Plan) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak of memory is not known here")
+    few, many = (trial(wide.config, CPU, n).peak for n in (8, 40))
+    expected = 32 * activation_bytes(wide.config.unet, "fp32")
+    assert 0.5 * expected < many - few < 2.5 * expected
+
+
+def test_a_container_has_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = available_memory(CPU)
+    monkeypatch.setattr(fitting, "_CGROUP", tmp_path)
+    assert available_memory(CPU) == pytest.approx(machine, rel=0.2)
+    (tmp_path / "memory.current").write_text(f"{300 * MIB}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(CPU) > 300 * MIB
+    (tmp_path / "memory.max").write_text(f"{500 * MIB}\n")
+    assert available_memory(CPU) == 200 * MIB
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert available_memory(CPU) == 50 * MIB
+
+
+def test_recomputing_keeps_less(wide: Plan) -> None:
+    whole, less = (activation_bytes(wide.config.unet, "fp32", recompute=again) for again in (False, True))
+    assert less < whole / 3
+    assert np.isclose(activation_bytes(wide.config.unet, "bf16"), whole / 2)
