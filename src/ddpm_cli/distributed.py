@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .errors import ArgumentError, LostPeerError, PeerError
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.distributed_c10d import Store
 
 PATIENCE = timedelta(days=30)  # with processes that are slower; one that ends is noticed at once
 TURNS = 3
@@ -195,17 +197,46 @@ def joined() -> Iterator[World]:
         return
     import torch
     import torch.distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     on_gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     backends = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     world = World(rank(), size, _number("LOCAL_RANK", 0))
     if on_gpus:
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-    torch.distributed.init_process_group(backends, timeout=PATIENCE)
+    store: Store = next(rendezvous("env://", world.rank, size, timeout=PATIENCE))[0]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = PrefixStore(_life(store, world), store)
+    torch.distributed.init_process_group(backends, store=store, rank=world.rank, world_size=size, timeout=PATIENCE)
     try:
         yield world
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _life(store: Store, world: World) -> str:
+    """A name for what the processes leave in torchrun's store, that all of them know and none before them had.
+
+    The store outlives processes that torchrun starts again. What those before them left there, the addresses that they
+    listened at, is not to be taken for that of their successors. So rank 0 makes up a name, and says who has answered
+    to it; whoever is not among them has read the name of a former life, and waits for another.
+    """
+    me = secrets.token_hex(8)
+    if world.rank == 0:
+        store.set("life", me)
+        answers = [f"{me}/{rank}" for rank in range(1, world.size)]
+        while not store.check(answers):
+            time.sleep(_POLL_SECONDS[1])
+        store.set(f"{me}/known", b" ".join(store.get(answer) for answer in answers))
+        return me
+    while True:
+        if store.check(["life"]):
+            name: str = store.get("life").decode()
+            store.set(f"{name}/{world.rank}", me)
+            if store.check([f"{name}/known"]) and me in store.get(f"{name}/known").decode().split():
+                return name
+        time.sleep(_POLL_SECONDS[1])
 
 
 def _is_of_a_peer(error: RuntimeError) -> bool:
