@@ -1,4 +1,4 @@
-"""Images of any kind and place, found, looked at, and packed into one file of uint8 pixels of one size.
+"""Images of any kind and place, found, looked at, and packed into files of uint8 pixels of one size.
 
 `open_images` does it all; those who show progress go step by step: `find_source`, `scan`, `auto_size`,
 `auto_channels`, `pack`. Nothing here imports torch.
@@ -12,7 +12,7 @@ from ..stage import Stage
 from .cache import cache_folder
 from .find import builtin, find_source
 from .images import Images
-from .pack import pack
+from .pack import find_pack, former_pack, pack
 from .source import ACCEPTED, Skip, Source
 from .survey import Spread, Survey, auto_channels, auto_size, scan
 
@@ -28,7 +28,9 @@ __all__ = [
     "auto_size",
     "builtin",
     "cache_folder",
+    "find_pack",
     "find_source",
+    "former_pack",
     "open_images",
     "pack",
     "scan",

@@ -1,26 +1,26 @@
-"""Where packs and surveys are kept: named after what they were made from, published whole, outdated ones removed."""
+"""Where packs and surveys are kept: named after what they were made from; what is of no more use goes."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DiskError
-from ..files import disk_errors, sync
+from ..files import disk_errors
+from .manifest import MANIFEST
 from .source import Source
 
 # Raised whenever the same source would give other pixels or another survey.
 VERSION = 1
 
+LOCK = ".lock"
+_PACKS = "packs"
 _STAGED = ".tmp-"
 _LEFT_BEHIND_SECONDS = 24 * 3600
 _UNUSED_SECONDS = 90 * 24 * 3600
@@ -43,31 +43,28 @@ def cache_folder() -> Path:
 
 def survey_path(source: Source) -> Path:
     """The file for what is known of a source in its present state."""
-    return cache_folder() / "surveys" / f"{_name(source)}.json"
+    return cache_folder() / "surveys" / f"{name_of(source)}.json"
 
 
 def pack_path(source: Source, size: tuple[int, int], channels: int) -> Path:
     """The folder for the packed images of a source in its present state."""
-    return cache_folder() / "packs" / _name(source, *size, channels)
+    return cache_folder() / _PACKS / name_of(source, *size, channels)
 
 
 def make_room(path: Path) -> None:
-    """Make the folder that ``path`` will be published in, and remove from it what is of no more use.
+    """Make the folder that ``path`` will be in, and remove from it what is of no more use.
 
-    That is what was made like ``path`` from an earlier state of its source, what processes left that died, and what
-    nobody has opened for three months.
+    That is what nobody has opened for three months, what processes left that died a day ago, and surveys and begun
+    packs of an earlier state of the source of ``path``. Whole packs of such a state stay: a run may have begun on them.
 
     Raises:
         DiskError: the folder cannot be made.
     """
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    outdated = path.name.split("-")[0] + "-"
     for other in path.parent.iterdir():
         with contextlib.suppress(OSError):
-            is_outdated = other.name.startswith(outdated) and other.name != path.name
-            kept = _LEFT_BEHIND_SECONDS if other.name.startswith(_STAGED) else _UNUSED_SECONDS
-            if is_outdated or _seconds_since_change(other) > kept:
+            if other.name != path.name and _is_useless(other, path):
                 _remove(other)
 
 
@@ -77,48 +74,70 @@ def mark_used(file: Path) -> None:
         os.utime(file)
 
 
-@contextlib.contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to be filled and then given to `publish`; whatever happens, it does not stay."""
-    folder = _beside(path)
-    remove = functools.partial(_remove, folder)
-    atexit.register(remove)  # an interrupt may end the program before a suspended generator is closed
+def packs() -> Iterator[Path]:
+    """The folders of all packs, the one that was used last first."""
+    used = []
+    with contextlib.suppress(OSError):
+        for path in (cache_folder() / _PACKS).iterdir():
+            with contextlib.suppress(OSError):
+                used.append(((path / MANIFEST).stat().st_mtime_ns, path))
+    return (path for _, path in sorted(used, reverse=True))
+
+
+def former_packs(path: Path) -> Iterator[Path]:
+    """The packs of other states of the source of ``path``, at its size and channels, the last used first."""
+    return (other for other in packs() if other != path and _is_alike(other, path))
+
+
+def lock(folder: Path, seconds: float) -> contextlib.AbstractContextManager[object] | None:
+    """Hold a pack that is being written for this process; None if another still holds it after so many seconds.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    import filelock  # 30 ms, which a start that finds its pack does without
+
     try:
-        folder.mkdir()
-        yield folder
+        return filelock.FileLock(folder / LOCK, fallback_to_soft=False, thread_local=False).acquire(timeout=seconds)
+    except filelock.Timeout:
+        return None
+
+
+@contextlib.contextmanager
+def unless_empty(folder: Path) -> Iterator[None]:
+    """Within, a folder is held by `lock`; in the end it goes if nothing was left in it."""
+    try:
+        yield
     finally:
-        remove()
-        atexit.unregister(remove)
+        with contextlib.suppress(OSError):
+            if [file.name for file in folder.iterdir()] == [LOCK]:
+                shutil.rmtree(folder)
 
 
-def publish(folder: Path, path: Path, is_valid: Callable[[Path], bool]) -> None:
-    """Give a staged folder its final name, flushed to the disk, unless a valid one has come to have it meanwhile."""
+def clear(folder: Path) -> None:
+    """Remove what is in a folder that is held by `lock`, the manifest first: what is left of a pack is none."""
+    (folder / MANIFEST).unlink(missing_ok=True)
     for file in folder.iterdir():
-        sync(file)
-    sync(folder)
-    for attempts_left in reversed(range(5)):
-        try:
-            folder.rename(path)
-            break
-        except OSError:  # a folder cannot be renamed onto one that is not empty
-            if is_valid(path):
-                break
-            if not attempts_left:
-                raise
-        with contextlib.suppress(FileNotFoundError):
-            damaged = path.rename(_beside(path))
-            _remove(damaged)
-    sync(path.parent)
+        if file.name != LOCK:
+            file.unlink()
 
 
-def _name(source: Source, *settings: int) -> str:
+def name_of(source: Source, *settings: int) -> str:
     """What it is of, and in which state: the second part alone changes when the source does."""
     what = json.dumps([VERSION, os.fsencode(source.path).hex(), *settings])
     return "-".join(hashlib.blake2b(text.encode(), digest_size=10).hexdigest() for text in (what, source.fingerprint))
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{_STAGED}{path.name}-{secrets.token_hex(4)}")
+def _is_alike(one: Path, other: Path) -> bool:
+    return one.name.split("-")[0] == other.name.split("-")[0]
+
+
+def _is_useless(other: Path, path: Path) -> bool:
+    is_whole = (other / MANIFEST).exists()
+    if _is_alike(other, path) and not is_whole:
+        return True
+    is_left = not is_whole if other.is_dir() else other.name.startswith(_STAGED)
+    return _seconds_since_change(other) > (_LEFT_BEHIND_SECONDS if is_left else _UNUSED_SECONDS)
 
 
 def _seconds_since_change(path: Path) -> float:
@@ -126,7 +145,9 @@ def _seconds_since_change(path: Path) -> float:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+    elif (held := lock(path, 0)) is not None:  # else somebody is at work on it
+        with held:
+            clear(path)
+            shutil.rmtree(path, ignore_errors=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -17,10 +15,9 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..files import printable
 from ..pixels import Pixels
+from .manifest import MANIFEST, NAMES, Manifest
+from .shards import ShardReader, Shards, digest_of, image_digest
 from .source import Skip
-
-SCHEMA = 1
-PIXELS, NAMES, MANIFEST = "images.u8", "names.jsonl", "manifest.json"
 
 
 class Images:
@@ -65,7 +62,7 @@ class Images:
         def fill(out: Pixels, indices: npt.NDArray[np.int64]) -> None:
             np.take(pixels, indices, axis=0, out=out)
 
-        digest = digest_of(row.tobytes() for row in pixels)
+        digest = digest_of(image_digest(row.tobytes()) for row in pixels)
         return cls((n, height, width, channels), digest, fill, lambda: iter(names or map(str, range(n))))
 
     def __len__(self) -> int:
@@ -96,47 +93,46 @@ class Images:
 
 
 def open_pack(folder: Path) -> Images | None:
-    """The images of a pack, or None if there is none, or one that was cut or is of another version.
+    """The images of a pack, or None if there is none, or one that was cut or is of another version."""
+    try:
+        return read_pack(folder)
+    except InputError:
+        return None
 
-    Images are read from the file as they are asked for, not mapped: what was read does not count as this process's
-    memory, and a file that gets cut meanwhile is an error, where a mapping would end the program (SIGBUS).
+
+def read_pack(folder: Path) -> Images:
+    """The images of a pack.
+
+    Raises:
+        InputError: it is damaged, or of another version; the message says what is wrong with it.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        n, height, width, channels = map(int, manifest["shape"])
-        complete = (
-            manifest["schema"] == SCHEMA
-            and (folder / PIXELS).stat().st_size == n * height * width * channels
-            and (folder / NAMES).stat().st_size == manifest["names_bytes"]
-        )
-        if not complete:
-            return None
-        digest, skipped = str(manifest["digest"]), tuple(map(Skip.from_json, manifest["skipped"]))
-        notes = tuple((str(text), int(count)) for text, count in manifest["notes"])
-        handle = os.open(folder / PIXELS, os.O_RDONLY | os.O_CLOEXEC)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    row = height * width * channels
+        manifest = Manifest.read(folder)
+        shards = Shards(folder, manifest.row, manifest.shard_images)
+        expected = [*shards.sizes(manifest.positions), (folder / NAMES, manifest.names_bytes)]
+        for path, size in expected:
+            if (found := path.stat().st_size) != size:
+                raise InputError(f"{printable(path)} has {found:,} bytes instead of {size:,}")
+        reader = ShardReader(shards, manifest.positions)
+    except OSError as error:
+        name = printable(os.fsdecode(error.filename or folder))
+        raise InputError(f"{name} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{printable(folder / MANIFEST)} is damaged, or of another version of ddpm") from error
+    holes = np.array(manifest.holes, np.int64)
+    before = holes - np.arange(len(holes))  # how many images stand before each hole
 
     def fill(out: Pixels, indices: npt.NDArray[np.int64]) -> None:
-        for image, index in zip(out, indices.tolist(), strict=True):
-            if os.preadv(handle, [image], index * row) != row:
-                raise InputError(f"{printable(folder / PIXELS)} was cut while it was read; start again")
+        reader.read(out, indices + np.searchsorted(before, indices, side="right"))
 
-    images = Images((n, height, width, channels), digest, fill, lambda: _read_names(folder / NAMES), skipped, notes)
-    weakref.finalize(images, os.close, handle)
-    return images
+    def names() -> Iterator[str]:
+        return _read_names(folder / NAMES, frozenset(manifest.holes))
 
-
-def digest_of(parts: Iterable[bytes]) -> str:
-    """The digest of pixels that come in parts, of whichever lengths."""
-    digest = hashlib.blake2b(digest_size=32)
-    for part in parts:
-        digest.update(part)
-    return f"blake2b-256:{digest.hexdigest()}"
+    return Images(manifest.shape, manifest.digest, fill, names, manifest.skipped, manifest.notes)
 
 
-def _read_names(file: Path) -> Iterator[str]:
+def _read_names(file: Path, holes: frozenset[int]) -> Iterator[str]:
     with file.open("rb") as lines:
-        for line in lines:
-            yield json.loads(line)
+        for position, line in enumerate(lines):
+            if position not in holes:
+                yield json.loads(line)

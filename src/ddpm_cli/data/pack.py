@@ -1,34 +1,49 @@
-"""Packing: every image of a source, at one size, in one file that is opened at once the next time."""
+"""Packing: every image of a source, at one size, in files that are opened at once the next time."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO
 
 from ..errors import ArgumentError, DiskError
-from ..files import check_space, disk_errors
+from ..files import check_space, disk_errors, printable, sync, write_file
 from ..pixels import MAX_SIDE
 from ..stage import Stage, finished
 from . import cache
-from .images import MANIFEST, NAMES, PIXELS, SCHEMA, Images, digest_of, open_pack
-from .source import Chunk, Source, no_images
+from .images import Images, open_pack
+from .journal import Journal, is_begun
+from .manifest import MANIFEST, NAMES, Manifest
+from .shards import DIGEST_BYTES, DIGESTS, Shards, digest_of
+from .source import Chunk, Source, Tally, no_images
 from .survey import Survey
-from .workers import Task, count_workers, run
+from .workers import Reply, Task, count_workers, run
 
-ALL_NAMES = "all-names.jsonl"
-_BLOCK = 2**22
+_BLOCK = 2**16
+_WAIT_SECONDS = 0.25
+# Whether it is in the cache, and what to do when the disk is too small for it.
+_ADVICE = {True: "make room, or set DDPM_CACHE to a folder on another disk", False: "make room, or name another folder"}
 
 
 def pack(
-    source: Source, survey: Survey, size: tuple[int, int], channels: int, workers: int | None = None
+    source: Source,
+    survey: Survey,
+    size: tuple[int, int],
+    channels: int,
+    workers: int | None = None,
+    *,
+    folder: Path | None = None,
 ) -> Stage[Images]:
-    """Make all images of a source uint8 (*size, channels), in a file; at once if that was done before.
+    """Make all images of a source uint8 (*size, channels), in files; at once if that was done before.
 
+    A packing that was killed goes on where it was, and one that another process is at is waited for.
     Each is scaled to cover ``size`` and cropped at its centre; transparency is put on white unless ``channels`` is 4.
 
     Args:
@@ -36,6 +51,7 @@ def pack(
         size: (height, width).
         channels: 1 grey, 3 RGB or 4 RGBA.
         workers: processes that decode; 1 is this one alone, None as many as suit the work. The result is the same.
+        folder: that the pack is made in; None is one of the cache.
 
     Raises:
         ArgumentError: a size or number of channels that makes no sense.
@@ -47,59 +63,138 @@ def pack(
     if channels not in (1, 3, 4):
         raise ArgumentError(f"--channels is {channels}; it must be 1 (grey), 3 (RGB) or 4 (RGBA)")
     label = f"packing {source.label}"
-    path = cache.pack_path(source, size, channels)
-    if (images := open_pack(path)) is not None:
-        cache.mark_used(path / MANIFEST)
+    made_from = cache.name_of(source, *size, channels)
+    path = folder or cache.pack_path(source, size, channels)
+    if (images := _made(path, made_from)) is not None:
         return finished(label, images)
-    work = _pack(source, survey, size, channels, path, workers)
-    return Stage(label, source.extent, work, in_bytes=source.count is None)
+    job = _Job(source, survey, size, channels, path, made_from, in_cache=folder is None)
+    return Stage(label, source.extent, _pack(job, workers), in_bytes=source.count is None)
 
 
-def _pack(
-    source: Source, survey: Survey, size: tuple[int, int], channels: int, path: Path, workers: int | None
-) -> Generator[int, None, Images]:
-    row = size[0] * size[1] * channels
-    cache.make_room(path)
-    check_space(
-        path.parent,
-        survey.images * row,
-        what="packing the images",
-        advice="make room, or set DDPM_CACHE to a folder on another disk",
-    )
-    tally, notes, holes, rows = source.tally.copy(), Counter[str](), list[int](), 0
-    with disk_errors(path.parent), cache.staged(path) as folder:
-        (folder / PIXELS).touch()
-        task = Task(source.kind, str(source.path), str(folder / PIXELS), size, channels)
-        with (folder / ALL_NAMES).open("wb") as names:
-            chunks = _named(source.chunks(tally), names)
-            processes = workers or count_workers(task, source.count, source.nbytes)
-            for chunk, reply in run(task, chunks, processes):
-                for index, problem in reply.problems:
-                    tally.skip(chunk.names[index], problem, chunk.first + index)
-                    holes.append(chunk.first + index)
-                notes.update(reply.notes or {})
-                rows = max(rows, chunk.first + len(chunk.names))
-                yield chunk.amount
-        n = rows - len(holes)
-        if not n:
-            raise no_images(source.label, tally)
-        _close_holes(folder, sorted(holes), rows, row)
-        with (folder / PIXELS).open("rb") as file:
-            digest = digest_of(iter(lambda: file.read(_BLOCK), b""))
-        manifest = {
-            "schema": SCHEMA,
-            "shape": [n, *size, channels],
-            "digest": digest,
-            "names_bytes": (folder / NAMES).stat().st_size,
-            "notes": sorted(notes.items(), key=lambda note: (-note[1], note[0])),
-            "skipped": [asdict(skip) for skip in tally.skipped()],
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        cache.publish(folder, path, lambda path: open_pack(path) is not None)
-    images = open_pack(path)
+def find_pack(digest: str) -> Images | None:
+    """The images of this digest from the cache, where they stay for a while even if their source has changed."""
+    for path in cache.packs():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if Manifest.read(path).digest == digest and (images := open_pack(path)) is not None:
+                cache.mark_used(path / MANIFEST)
+                return images
+    return None
+
+
+def former_pack(source: Source, size: tuple[int, int], channels: int) -> Images | None:
+    """The pack of an earlier state of a source, if it has none of its present one."""
+    path = cache.pack_path(source, size, channels)
+    if open_pack(path) is not None:
+        return None
+    return next(filter(None, map(open_pack, cache.former_packs(path))), None)
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: Source
+    survey: Survey
+    size: tuple[int, int]
+    channels: int
+    folder: Path
+    made_from: str
+    in_cache: bool
+
+
+def _made(folder: Path, made_from: str) -> Images | None:
+    """The images of a pack, if it is whole and of just this."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if Manifest.read(folder).made_from == made_from and (images := open_pack(folder)) is not None:
+            cache.mark_used(folder / MANIFEST)
+            return images
+    return None
+
+
+def _pack(job: _Job, workers: int | None) -> Generator[int, None, Images]:
+    if job.in_cache:
+        cache.make_room(job.folder)
+    with disk_errors(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        while (held := cache.lock(job.folder, _WAIT_SECONDS)) is None:
+            yield 0  # another process packs the same
+        with held, cache.unless_empty(job.folder):
+            images = _made(job.folder, job.made_from)
+            if images is None:
+                yield from _write(job, workers)
+                images = open_pack(job.folder)
     if images is None:
-        raise DiskError(f"the packed images in {path} vanished while they were opened; start again")
+        raise DiskError(f"the packed images in {printable(job.folder)} vanished while they were opened; start again")
     return images
+
+
+def _write(job: _Job, workers: int | None) -> Generator[int, None, None]:
+    shards = Shards.planned(job.folder, job.size[0] * job.size[1] * job.channels)
+    if not is_begun(shards, job.made_from) or (job.folder / MANIFEST).exists():
+        cache.clear(job.folder)
+    journal = Journal(shards, job.made_from)
+    missing = max(0, job.survey.images - journal.known)
+    check_space(job.folder, missing * shards.row, what="packing the images", advice=_ADVICE[job.in_cache])
+    journal.reserve()
+    account = _Account(job.source.tally.copy())
+    try:
+        with (job.folder / NAMES).open("wb") as names:
+            chunks = _named(job.source.chunks(account.tally), names)
+            for chunk, reply in _replies(job, chunks, journal, shards, workers):
+                account.add(chunk, reply)
+                yield chunk.amount
+    except BaseException:
+        if not sys.is_finalizing():
+            journal.salvage()
+        raise
+    if account.positions == len(account.holes):
+        cache.clear(job.folder)
+        raise no_images(job.source.label, account.tally)
+    journal.flush()
+    _finish(job, shards, account)
+    journal.remove()
+
+
+@dataclass
+class _Account:
+    """What became of all images so far."""
+
+    tally: Tally
+    notes: Counter[str] = field(default_factory=Counter)
+    holes: list[int] = field(default_factory=list)
+    positions: int = 0
+
+    def add(self, chunk: Chunk, reply: Reply) -> None:
+        for index, problem in reply.problems:
+            self.tally.skip(chunk.names[index], problem, chunk.first + index)
+            self.holes.append(chunk.first + index)
+        self.notes.update(reply.notes or {})
+        self.positions = max(self.positions, chunk.first + len(chunk.names))
+
+
+def _replies(
+    job: _Job, chunks: Iterator[Chunk], journal: Journal, shards: Shards, workers: int | None
+) -> Iterator[tuple[Chunk, Reply]]:
+    """Every chunk with what became of it, in this run or in an earlier one."""
+    for chunk in chunks:
+        if (reply := journal.reply(chunk)) is None:
+            chunks = chain([chunk], chunks)
+            break
+        yield chunk, reply
+    # From here on, a few that were done are among those that were not.
+    known: list[tuple[Chunk, Reply]] = []
+
+    def unknown() -> Iterator[Chunk]:
+        for chunk in chunks:
+            if (reply := journal.reply(chunk)) is None:
+                yield chunk
+            else:
+                known.append((chunk, reply))
+
+    source = job.source
+    task = Task(source.kind, str(source.path), str(job.folder), job.size, job.channels, shards.images)
+    for chunk, reply in run(task, unknown(), workers or count_workers(task, source.count, source.nbytes)):
+        journal.add(chunk, reply)
+        yield chunk, reply
+    yield from known
 
 
 def _named(chunks: Iterator[Chunk], names: IO[bytes]) -> Iterator[Chunk]:
@@ -109,28 +204,31 @@ def _named(chunks: Iterator[Chunk], names: IO[bytes]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _close_holes(folder: Path, holes: list[int], rows: int, row: int) -> None:
-    """Move the images and names behind each hole up, in place and in bounded memory.
+def _finish(job: _Job, shards: Shards, account: _Account) -> None:
+    """Make a pack of what was written: exact sizes, all on the disk, and last of all the manifest."""
+    folder, holes = job.folder, sorted(account.holes)
+    for path, size in shards.sizes(account.positions):
+        with path.open("ab") as file:
+            file.truncate(size)  # longer by the holes at its end
+            os.fsync(file.fileno())
+    sync(folder / NAMES)
+    manifest = Manifest(
+        shape=(account.positions - len(holes), *job.size, job.channels),
+        digest=digest_of(_digests(folder / DIGESTS, holes, account.positions)),
+        made_from=job.made_from,
+        shard_images=shards.images,
+        holes=tuple(holes),
+        names_bytes=(folder / NAMES).stat().st_size,
+        notes=tuple(sorted(account.notes.items(), key=lambda note: (-note[1], note[0]))),
+        skipped=account.tally.skipped(),
+    )
+    write_file(folder / MANIFEST, manifest.encode())
 
-    Args:
-        holes: numbers of the images that could not be read, ascending.
-        rows: number of images with the holes.
-        row: bytes of an image.
-    """
-    with (folder / PIXELS).open("r+b", buffering=0) as file:
-        to = 0
-        for start, end in zip([0, *(hole + 1 for hole in holes)], [*holes, rows], strict=True):
-            if start != to:
-                _move(file, start * row, end * row, to * row)
-            to += end - start
-        file.truncate(to * row)
-    gone = set(holes)
-    with (folder / ALL_NAMES).open("rb") as source, (folder / NAMES).open("wb") as target:
-        target.writelines(line for number, line in enumerate(source) if number not in gone)
-    (folder / ALL_NAMES).unlink()
 
-
-def _move(file: IO[bytes], start: int, end: int, to: int) -> None:
-    for position in range(start, end, _BLOCK):
-        block = os.pread(file.fileno(), min(_BLOCK, end - position), position)
-        os.pwrite(file.fileno(), block, to + position - start)
+def _digests(path: Path, holes: list[int], positions: int) -> Iterator[bytes]:
+    """The digests of all images in order, some at a time."""
+    with path.open("rb") as file:
+        for start, end in pairwise([-1, *holes, positions]):
+            file.seek((start + 1) * DIGEST_BYTES)
+            for first in range(start + 1, end, _BLOCK):
+                yield file.read((min(first + _BLOCK, end) - first) * DIGEST_BYTES)

@@ -18,13 +18,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DdpmError, InputError
 from ..files import printable
-from ..pixels import Pixels
 from .find import Opener, opener
 from .fit import fit, look
+from .shards import Shards, ShardWriter
 from .source import Chunk
 
 MAX_WORKERS = 32
@@ -34,7 +35,6 @@ _SHARE_SECONDS = 0.5
 # Seconds an image, and a byte of its file: headers only, and decoded.
 _LOOK_SECONDS = 5e-5, 2e-9
 _PACK_SECONDS = 1.5e-4, 2e-8
-_WRITE_BYTES = 2**20
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ddpm_cli.data.workers import main; main()"
 
@@ -46,9 +46,10 @@ class Task:
     Args:
         kind: of the source.
         path: of the source.
-        target: file that image number i is written into, at i times its size.
+        target: folder of the pack that the images are written into.
         size: (height, width) of the images there.
         channels: of the images there.
+        shard_images: how many are in each file there.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Task:
     target: str | None = None
     size: tuple[int, int] = (0, 0)
     channels: int = 0
+    shard_images: int = 1
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,9 @@ def _work(task: Task) -> Iterator[Work]:
         if task.target is None:
             yield lambda chunk: _look(read, chunk)
             return
-        target = os.open(task.target, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            yield lambda chunk: _pack(read, chunk, target, task)
-        finally:
-            os.close(target)
+        shards = Shards(Path(task.target), task.size[0] * task.size[1] * task.channels, task.shard_images)
+        with contextlib.closing(ShardWriter(shards)) as writer:
+            yield lambda chunk: _pack(read, chunk, writer, task)
 
 
 def _look(read: Opener, chunk: Chunk) -> Reply:
@@ -168,8 +168,8 @@ def _look(read: Opener, chunk: Chunk) -> Reply:
     return Reply(tuple(looks), tuple(problems))
 
 
-def _pack(read: Opener, chunk: Chunk, target: int, task: Task) -> Reply:
-    problems, notes, rows = [], dict[str, int](), _Rows(target)
+def _pack(read: Opener, chunk: Chunk, writer: ShardWriter, task: Task) -> Reply:
+    problems, notes = [], dict[str, int]()
     try:
         for index in range(len(chunk.names)):
             try:
@@ -180,34 +180,11 @@ def _pack(read: Opener, chunk: Chunk, target: int, task: Task) -> Reply:
                 continue
             for note in said:
                 notes[note] = notes.get(note, 0) + 1
-            rows.add(pixels, chunk.first + index)
-        rows.flush()
+            writer.add(pixels, chunk.first + index)
+        writer.flush()
     except OSError as error:
         return Reply(disk=error.errno)
     return Reply(problems=tuple(problems), notes=notes)
-
-
-class _Rows:
-    """Images on their way to their places in the target. Small neighbours are written at once: that saves time."""
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.data = bytearray()
-        self.offset = 0
-
-    def add(self, pixels: Pixels, index: int) -> None:
-        offset = index * pixels.nbytes
-        if offset != self.offset + len(self.data) or len(self.data) >= _WRITE_BYTES:
-            self.flush()
-            self.offset = offset
-        self.data += pixels.tobytes()
-
-    def flush(self) -> None:
-        with memoryview(self.data) as data:
-            done = 0
-            while done < len(data):
-                done += os.pwrite(self.target, data[done:], self.offset + done)
-        self.data.clear()
 
 
 class _Process:

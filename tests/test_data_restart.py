@@ -1,0 +1,387 @@
+"""Packing that is killed, meets a full disk or another packer: it goes on where it was, to the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm_cli
+from ddpm_cli import data
+from ddpm_cli.data import cache as caches
+from ddpm_cli.data import shards as shard_files
+from ddpm_cli.data.journal import JOURNAL
+from ddpm_cli.data.manifest import MANIFEST, NAMES
+from ddpm_cli.errors import DiskError, InputError
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="unshares mounts, or looks into /proc")
+SIZE, CHANNELS = (16, 12), 3
+ROW = 16 * 12 * 3
+DAMAGED = (0, 1, 6, 7, 77, 198, 199)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(ddpm_cli.__file__).parents[1]))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_files, "SHARD_BYTES", 7 * ROW + 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """200 images of 16x12, some damaged: the first, the last, at the edge of a shard of 7, and amid."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(21)
+    for index in range(200):
+        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{index:03}.png")
+    for index in DAMAGED:
+        (tmp_path / "images" / f"{index:03}.png").write_bytes(b"damaged")
+    return tmp_path / "images"
+
+
+def pixels_of(folder: Path) -> tuple[list[str], np.ndarray]:
+    names = sorted(path.name for path in folder.iterdir() if path.read_bytes() != b"damaged")
+    return names, np.stack([np.asarray(Image.open(folder / name)) for name in names])
+
+
+def pack(path: Path, workers: int | None = 1) -> data.Images:
+    source = data.find_source(path)
+    return data.pack(source, data.scan(source).result(), SIZE, CHANNELS, workers).result()
+
+
+def the_pack(cache: Path) -> Path:
+    (path,) = (cache / "packs").iterdir()
+    return path
+
+
+def files_of(pack: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in pack.iterdir() if path.name != ".lock"}
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+# Shards
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "npy"])
+def test_no_file_grows_beyond_its_bound_and_the_digest_is_that_of_the_pixels(
+    folder: Path, tmp_path: Path, cache: Path, kind: str, workers: int
+) -> None:
+    names, pixels = pixels_of(folder)
+    path = folder
+    if kind in ("zip", "tar"):
+        path = Path(shutil.make_archive(str(tmp_path / "x"), kind, folder))
+    elif kind == "npy":
+        path = tmp_path / "x.npy"
+        np.save(path, pixels)
+    images = pack(path, workers)
+    if kind != "npy":  # an archive has an order of its own
+        pixels = pixels[[names.index(Path(name).name) for name in images.names()]]
+        names = [*images.names()]
+    assert images.digest == data.Images.from_array(pixels).digest
+    files = files_of(the_pack(cache))
+    sizes = [len(files[name]) for name in sorted(files) if name.endswith(".u8")]
+    positions = 193 if kind == "npy" else 200
+    assert sizes == [7 * ROW] * (positions // 7) + [positions % 7 * ROW] * (positions % 7 > 0)
+    assert set(files) == {f"images-{n:05}.u8" for n in range(len(sizes))} | {MANIFEST, NAMES}
+    chosen = np.random.default_rng(0).permutation(np.arange(193).repeat(2))
+    np.testing.assert_array_equal(images.take(chosen), pixels[chosen])
+    assert [*images.names()] == ([f"x[{n}]" for n in range(193)] if kind == "npy" else names)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_holes_do_not_change_the_digest(folder: Path, cache: Path) -> None:
+    with_holes = pack(folder)
+    for index in DAMAGED:
+        (folder / f"{index:03}.png").unlink()
+    without = pack(folder)
+    assert (with_holes.digest, [*with_holes.names()]) == (without.digest, [*without.names()])
+
+
+def test_other_pixels_another_order_and_another_size_have_another_digest() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    others = [pixels, pixels[::-1], pixels[:5], pixels ^ 1, pixels.reshape(3, 8, 4, 3)]
+    assert len({data.Images.from_array(np.ascontiguousarray(other)).digest for other in others}) == 5
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_few_files_are_open_however_many_there_are(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_files, "_OPEN", 3)
+    _, pixels = pixels_of(folder)
+    before = open_files()
+    images = pack(folder)
+    assert open_files() == before + 3
+    np.testing.assert_array_equal(images.take(range(193)), pixels)
+    assert open_files() == before + 3
+    shutil.rmtree(cache)
+    np.testing.assert_array_equal(images.take(range(15)), pixels[:15])
+    with pytest.raises(InputError, match=r"images-00028.u8 is gone"):
+        images.take([192])
+    del images
+    assert open_files() == before
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("file", ["images-00000.u8", "images-00013.u8", "images-00028.u8"])
+@pytest.mark.parametrize("damage", ["cut", "grown", "gone", "empty"])
+def test_a_pack_with_a_damaged_file_is_made_again(folder: Path, cache: Path, file: str, damage: str) -> None:
+    pack(folder)
+    before = files_of(the_pack(cache))
+    target = the_pack(cache) / file
+    target.unlink()
+    if damage != "gone":
+        target.write_bytes({"cut": before[file][:-1], "grown": before[file] + b"0", "empty": b""}[damage])
+    pack(folder)
+    assert files_of(the_pack(cache)) == before
+
+
+# Killed
+
+KILLED = """
+    import os, signal, sys
+    from ddpm_cli import data
+    from ddpm_cli.data import journal, shards, source
+    shards.SHARD_BYTES, source.CHUNK_IMAGES, journal.FLUSH_SECONDS = {shard_bytes}, 8, {flush}
+    import ddpm_cli.data.folder, ddpm_cli.data.archives, ddpm_cli.data.arrays
+    for module in (ddpm_cli.data.folder, ddpm_cli.data.archives, ddpm_cli.data.arrays):
+        module.CHUNK_IMAGES = 8
+    found = data.find_source(sys.argv[1])
+    survey = data.scan(found).result()
+    stage = data.pack(found, survey, (16, 12), 3, int(sys.argv[2]))
+    for number, amount in enumerate(stage):
+        print(amount, flush=True)
+        if number == int(sys.argv[3]):
+            {end}
+    print(stage.result().digest, flush=True)
+"""
+
+
+def run(path: Path, workers: int, after: int, *, end: str = "os.kill(os.getpid(), 9)", flush: float = 0) -> list[str]:
+    code = textwrap.dedent(KILLED).format(shard_bytes=7 * ROW + 1, flush=flush, end=end)
+    command = [sys.executable, "-c", code, str(path), str(workers), str(after)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (0 if after < 0 else -signal.SIGKILL), done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["folder", "tar", "npy"])
+def test_a_packing_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    folder: Path, tmp_path: Path, cache: Path, kind: str, workers: int
+) -> None:
+    path = folder
+    if kind == "tar":
+        path = Path(shutil.make_archive(str(tmp_path / "x"), kind, folder))
+    elif kind == "npy":
+        path = tmp_path / "x.npy"
+        np.save(path, pixels_of(folder)[1])
+    digest = run(path, workers, -1)[-1]
+    expected = files_of(the_pack(cache))
+    shutil.rmtree(cache / "packs")
+    for after in (0, 7, 14, 20):
+        run(path, workers, after)
+        assert not (the_pack(cache) / MANIFEST).exists()
+    assert run(path, workers, -1)[-1] == digest
+    assert files_of(the_pack(cache)) == expected
+
+
+def test_what_was_done_is_not_read_again(folder: Path, cache: Path) -> None:
+    digest = run(folder, 1, -1)[-1]
+    shutil.rmtree(cache / "packs")
+    run(folder, 1, 12)
+    for index in range(2, 96):  # 12 chunks of 8 are in the journal
+        info = (folder / f"{index:03}.png").stat()
+        (folder / f"{index:03}.png").write_bytes(bytes(info.st_size))
+        os.utime(folder / f"{index:03}.png", ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert run(folder, 1, -1)[-1] == digest
+
+
+@pytest.mark.parametrize("bytes_left", [0, 1, 30, 90, 91, 150, 400, 700])
+@pytest.mark.parametrize("tail", [b"", b"\0" * 20, b'{"first": 8}\n', b"[]\n"])
+def test_a_torn_journal_is_believed_as_far_as_it_is_whole(
+    folder: Path, cache: Path, bytes_left: int, tail: bytes
+) -> None:
+    expected = pack(folder)
+    files = files_of(the_pack(cache))
+    shutil.rmtree(cache / "packs")
+    run(folder, 1, 12)
+    journal = the_pack(cache) / JOURNAL
+    lines = journal.read_bytes()
+    assert len(lines) > 700
+    journal.write_bytes(lines[:bytes_left] + tail)
+    with_small_chunks = run(folder, 1, -1)
+    assert with_small_chunks[-1] == expected.digest
+    assert files_of(the_pack(cache))[NAMES] == files[NAMES]
+    assert JOURNAL not in files_of(the_pack(cache))
+
+
+def test_an_interrupt_keeps_what_was_done_since_the_last_flush(folder: Path, cache: Path) -> None:
+    end = "stage._work.close(); os.kill(os.getpid(), 9)"
+    run(folder, 1, 12, end=end, flush=1e9)
+    assert len((the_pack(cache) / JOURNAL).read_bytes().splitlines()) == 1 + 13
+    shutil.rmtree(cache / "packs")
+    run(folder, 1, 12, flush=1e9)
+    assert not (the_pack(cache) / JOURNAL).exists()  # nothing was safe yet
+
+
+def test_what_was_begun_of_another_state_goes_and_of_another_source_stays(
+    folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    run(folder, 1, 12)
+    pack(tmp_path / "other")
+    assert len(list((cache / "packs").iterdir())) == 2
+    (folder / "100.png").unlink()
+    assert len(pack(folder)) == 192
+    assert all((path / MANIFEST).exists() for path in (cache / "packs").iterdir())
+
+
+# Two at once
+
+
+def test_a_packer_waits_for_another_and_opens_its_result(folder: Path, cache: Path) -> None:
+    source = data.find_source(folder)
+    first = data.pack(source, survey := data.scan(source).result(), SIZE, CHANNELS, 1)
+    next(first)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED).format(shard_bytes=2**31, flush=0, end="pass")]
+    second = subprocess.Popen([*command, str(folder), "1", "-1"], stdout=-1, text=True)
+    assert second.stdout is not None
+    assert [second.stdout.readline() for _ in range(3)] == ["0\n"] * 3
+    expected = first.result().digest
+    *amounts, digest = second.communicate(timeout=30)[0].split()
+    assert set(amounts) <= {"0"}
+    assert digest == expected
+    assert data.pack(source, survey, SIZE, CHANNELS).total == 0
+
+
+def test_a_packer_takes_over_from_one_that_dies(folder: Path, cache: Path) -> None:
+    source = data.find_source(folder)
+    first = data.pack(source, data.scan(source).result(), SIZE, CHANNELS, 1)
+    next(first)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED).format(shard_bytes=2**31, flush=0, end="pass")]
+    second = subprocess.Popen([*command, str(folder), "1", "-1"], stdout=-1, text=True)
+    assert second.stdout is not None
+    assert second.stdout.readline() == "0\n"
+    del first
+    *amounts, digest = second.communicate(timeout=30)[0].split()
+    assert sum(map(int, amounts)) == 200
+    assert digest == pack(folder).digest
+
+
+def test_what_another_is_at_work_on_is_not_removed(folder: Path, cache: Path) -> None:
+    source = data.find_source(folder)
+    stage = data.pack(source, data.scan(source).result(), SIZE, CHANNELS, 1)
+    next(stage)
+    begun = the_pack(cache)
+    for path in (begun, *begun.iterdir()):
+        os.utime(path, (time.time() - 200_000,) * 2)
+    caches.make_room(cache / "packs" / "other-0")
+    assert len(stage.result()) == 193
+
+
+# Full disks
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk, as root")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_packing_that_met_a_full_disk_goes_on_and_asks_only_for_what_is_missing(
+    folder: Path, cache: Path, workers: int
+) -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        from ddpm_cli import data
+        from ddpm_cli.errors import DiskError
+        source = data.find_source(sys.argv[1])
+        cache = Path(os.environ["DDPM_CACHE"])
+        survey = data.scan(source).result()
+        def pack():
+            return data.pack(source, survey, (64, 64), 3, int(sys.argv[2]))
+        def fill(free):
+            (cache / "filler").write_bytes(b"")
+            disk = os.statvfs(cache)
+            (cache / "filler").write_bytes(bytes(disk.f_bavail * disk.f_frsize - free))
+        stage = pack()
+        next(stage)
+        fill(0)
+        try:
+            stage.result()
+        except DiskError as error:
+            print(error)
+        del stage
+        fill(4096 * 100)
+        try:
+            pack().result()
+        except DiskError as error:
+            print(error)
+        need = 193 * 64 * 64 * 3
+        fill(need - 64 * 64 * 64 * 3 + 4096 * 20)  # too little for all of them
+        print(pack().result().digest)
+    """
+    cache.mkdir()
+    mount = f'mount -t tmpfs -o size=4m none {cache} && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run([*command, folder, str(workers)], capture_output=True, text=True, timeout=60, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no private mounts here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    first, second, digest = done.stdout.splitlines()
+    assert "no space left on the disk" in first
+    assert "packing the images needs" in second
+    source = data.find_source(folder)
+    assert data.pack(source, data.scan(source).result(), (64, 64), 3).result().digest == digest
+
+
+def test_a_disk_that_is_too_small_leaves_nothing(folder: Path, cache: Path) -> None:
+    source = data.find_source(folder)
+    with pytest.raises(DiskError, match="packing the images needs"):
+        data.pack(source, data.scan(source).result(), (16384, 16384), 3).result()
+    assert list((cache / "packs").iterdir()) == []
+
+
+# A source that changes
+
+
+def test_the_pack_of_a_source_that_changed_is_found_by_its_digest(folder: Path, cache: Path) -> None:
+    first = pack(folder)
+    pixels = first.take(range(193))
+    source = data.find_source(folder)
+    assert data.former_pack(source, SIZE, CHANNELS) is None
+    (folder / "100.png").unlink()
+    source = data.find_source(folder)
+    former = data.former_pack(source, SIZE, CHANNELS)
+    assert former is not None
+    assert len(former) == 193
+    assert data.former_pack(source, (8, 8), CHANNELS) is None
+    second = pack(folder)
+    assert (len(second), data.former_pack(source, SIZE, CHANNELS)) == (192, None)
+    found = data.find_pack(first.digest)
+    assert found is not None
+    np.testing.assert_array_equal(found.take(range(193)), pixels)
+    assert data.find_pack("images-blake2b-256:none") is None
+    for path in cache.rglob("images-*"):
+        if path.stat().st_size == 200 * ROW:
+            os.truncate(path, 100)
+    assert data.find_pack(first.digest) is None
+
+
+def test_a_cache_that_is_not_there_has_no_pack() -> None:
+    assert data.find_pack("images-blake2b-256:none") is None
