@@ -333,7 +333,7 @@ def test_a_packing_that_met_a_full_disk_goes_on_and_asks_only_for_what_is_missin
         except DiskError as error:
             print(error)
         need = 193 * 64 * 64 * 3
-        fill(need - 64 * 64 * 64 * 3 + 4096 * 20)  # too little for all of them
+        fill(need - 64 * 64 * 64 * 3 + 4096 * 60)  # too little for all of them
         print(pack().result().digest)
     """
     cache.mkdir()
