@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -140,6 +141,44 @@ def test_permutations_are_permutations_and_all_orders_equally_likely(seed: int) 
     assert len(counts) == 24
     assert chi_square_is_plausible(counts)
     assert rng.permutation(1, seed, "epoch", 0).tolist() == [0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_all_computed_orders_are_equally_likely(seed: int, n: int) -> None:
+    orders = np.stack([rng.permuted(np.arange(n), n, seed, "epoch", epoch) for epoch in range(6000)])
+    assert (np.sort(orders, axis=1) == np.arange(n)).all()
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == math.factorial(n)
+    assert n == 1 or chi_square_is_plausible(counts)
+
+
+@given(st.integers(1, 5000), names)
+def test_a_computed_order_has_every_number_once(n: int, name: tuple[int, str, tuple[int, ...]]) -> None:
+    seed, purpose, index = name
+    order = rng.permuted(np.arange(n), n, seed, purpose, *index)
+    assert (np.sort(order) == np.arange(n)).all()
+    assert (rng.permuted(np.arange(n)[::3], n, seed, purpose, *index) == order[::3]).all()
+
+
+@given(st.integers(1, 2**62), st.integers(0, 2**62))
+def test_a_part_of_a_computed_order_is_found_however_long_it_is(n: int, place: int) -> None:
+    places = np.unique((place + np.arange(200)) % n)
+    order = rng.permuted(places, n, 0, "part")
+    assert order.dtype == np.int64
+    assert len(np.unique(order)) == len(places)
+    assert (order >= 0).all()
+    assert (order < n).all()
+
+
+@pytest.mark.parametrize("n", [5, 9, 25, 100, 1797])
+def test_in_a_computed_order_each_number_is_anywhere(n: int) -> None:
+    orders = np.stack([rng.permuted(np.arange(n), n, 3, "epoch", epoch) for epoch in range(4000)])
+    parts = min(n, 25)
+    for place in (0, n // 2, n - 1):
+        assert chi_square_is_plausible(np.bincount(orders[:, place] * parts // n, minlength=parts))
+    steps = (orders[:, 1:] - orders[:, :-1]) % n
+    assert chi_square_is_plausible(np.bincount(steps.ravel(), minlength=n)[1:])
 
 
 def test_seeds_for_torch_are_63_bit_numbers_that_differ() -> None:

@@ -7,12 +7,17 @@ machine, whatever else was drawn before: numpy's counter-based Philox keyed with
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+
+# Enough that all orders are about equally likely even of three or four numbers, the hardest case.
+_ROUNDS = 12
 
 
 def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
@@ -43,6 +48,42 @@ def integers(low: int, high: int, size: int, seed: int, purpose: str, *index: in
 def permutation(n: int, seed: int, purpose: str, *index: int) -> Int64:
     """A random order of 0..n-1."""
     return generator(seed, purpose, *index).permutation(n)
+
+
+def permuted(places: Int64, n: int, seed: int, purpose: str, *index: int) -> Int64:
+    """What stands at some places of a random order of 0..n-1, in time and memory that do not depend on n.
+
+    A Feistel network on pairs of numbers, whose round functions are hashes keyed with the name, permutes a x b >= n
+    numbers. One that leads beyond n is followed until it comes back (Black and Rogaway 2002, "cycle walking").
+
+    Args:
+        places: int64, each from 0 to n-1.
+        n: at most 2^62.
+    """
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    keys = generator(seed, purpose, *index).bit_generator.random_raw(_ROUNDS)
+    order = _network(places.astype(np.uint64), a, b, keys)
+    while (beyond := np.flatnonzero(order >= n)).size:
+        order[beyond] = _network(order[beyond], a, b, keys)
+    return order.astype(np.int64)
+
+
+def _network(numbers: UInt64, a: int, b: int, keys: UInt64) -> UInt64:
+    """Permute 0..ab-1: each round moves one half of the pair by a hash of the other half."""
+    left, right = np.divmod(numbers, np.uint64(b))
+    for key in keys.reshape(-1, 2):
+        left = (left + _hash(right, key[0]) % np.uint64(a)) % np.uint64(a)
+        right = (right + _hash(left, key[1]) % np.uint64(b)) % np.uint64(b)
+    return left * np.uint64(b) + right
+
+
+def _hash(numbers: UInt64, key: np.uint64) -> UInt64:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), keyed."""
+    x = (numbers ^ key) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def torch_seed(seed: int, purpose: str, *index: int) -> int:

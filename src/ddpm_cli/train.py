@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import rng
 from .checkpoint import MOMENTS, Snapshot
 from .config import DiffusionConfig, TrainConfig, UNetConfig
-from .data import Images
+from .data import Images, reading_order
 from .denoiser import Denoiser, Precision
 from .diffusion.bound import LOSSES
 from .diffusion.process import Diffusion
@@ -362,16 +361,11 @@ def batch_at(
     Args:
         rows: which of the batch's, neighbours; None for all.
     """
-    n, height, width, channels = images.shape
+    _, height, width, channels = images.shape
     size, seed = config.batch_size, config.seed
     rows = range(size) if rows is None else rows
     mine = slice(rows.start, rows.stop)
-    places = np.arange((step - 1) * size, step * size)[mine]
-    order = np.empty(len(rows), np.int64)
-    for epoch in range(places[0] // n, places[-1] // n + 1):
-        here = places // n == epoch
-        order[here] = _epoch_order(n, seed, epoch)[places[here] % n]
-    pixels = images.take(order)
+    pixels = images.take(reading_order(images.shape, seed, np.arange((step - 1) * size, step * size)[mine]))
     if config.flip:
         mirrored = rng.integers(0, 2, size, seed, "flip", step)[mine].astype(bool)
         pixels[mirrored] = pixels[mirrored, :, ::-1]
@@ -381,8 +375,3 @@ def batch_at(
     if pin:
         tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
     return HostBatch(rows.start, tensors[0], t, tensors[1])
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return rng.permutation(n, seed, "order", epoch)

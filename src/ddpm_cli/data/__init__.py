@@ -12,6 +12,7 @@ from ..stage import Stage
 from .cache import cache_folder
 from .find import builtin, find_source
 from .images import Images
+from .order import reading_order
 from .pack import find_pack, former_pack, pack
 from .source import ACCEPTED, Skip, Source
 from .survey import Spread, Survey, auto_channels, auto_size, scan
@@ -33,6 +34,7 @@ __all__ = [
     "former_pack",
     "open_images",
     "pack",
+    "reading_order",
     "scan",
 ]
 
