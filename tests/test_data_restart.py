@@ -19,8 +19,7 @@ import ddpm_cli
 from ddpm_cli import data
 from ddpm_cli.data import cache as caches
 from ddpm_cli.data import shards as shard_files
-from ddpm_cli.data.journal import JOURNAL
-from ddpm_cli.data.manifest import MANIFEST, NAMES
+from ddpm_cli.data.manifest import JOURNAL, MANIFEST, NAMES
 from ddpm_cli.errors import DiskError, InputError
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="unshares mounts, or looks into /proc")

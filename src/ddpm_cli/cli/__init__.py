@@ -28,6 +28,7 @@ COMMANDS = {
     "interpolate": "Go from one image to another (Figures 8 and 9).",
     "progressive": "Show what appears when in the reverse process (Figures 6 and 7).",
     "inpaint": "Make a part of an image anew (RePaint).",
+    "pack": "Pack images into a folder, for other machines and faster starts.",
     "noise": "Add the forward process's noise to an image (Eq. 2 and 4).",
     "eval-bpd": "Measure a model in bits/dim on images (Eq. 5).",
     "neighbors": "Show samples beside the training images nearest to them.",

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from ..data import Images, Source, Survey, auto_channels, auto_size, find_source, pack, scan
+from pathlib import Path
+
+from ..data import (
+    Images,
+    Source,
+    Survey,
+    auto_channels,
+    auto_size,
+    discard_pack,
+    find_source,
+    pack,
+    scan,
+)
+from ..data.manifest import MANIFEST
 from ..distributed import ALONE, TURNS, World
-from ..errors import InputError
+from ..errors import ArgumentError, InputError
 from ..files import printable
 from ..pixels import COLOURS
 from ..ui.console import Screen, plural, shown
@@ -61,14 +74,47 @@ def open_at_their_size(name: str, screen: Screen) -> Images:
     return _packed(name, source, survey, (survey.height.low, survey.width.low), auto_channels(survey), screen)
 
 
+def pack_into(
+    folder: Path,
+    name: str,
+    screen: Screen,
+    *,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    limit: int,
+    force: bool,
+) -> Images:
+    """The images of a source, packed into a folder of the user's; other arguments as for `open_images`.
+
+    Args:
+        force: overwrite the pack that is there.
+    """
+    if (folder / MANIFEST).exists() and not force:
+        raise ArgumentError(f"{printable(folder)} exists already; name another folder, or --force to overwrite it")
+    source = find_source(name)
+    if source.path == folder.resolve():
+        raise ArgumentError(f"{printable(folder)} is the folder of the images; name another for the pack")
+    survey = shown(scan(source), screen)
+    if force:
+        discard_pack(folder)
+    stage = pack(source, survey, size or auto_size(survey, limit), channels or auto_channels(survey), folder=folder)
+    images = shown(stage, screen)
+    _tell(name, survey, images, screen)
+    return images
+
+
 def _packed(name: str, source: Source, survey: Survey, size: tuple[int, int], channels: int, screen: Screen) -> Images:
     images = shown(pack(source, survey, size, channels), screen)
+    _tell(name, survey, images, screen)
+    return images
+
+
+def _tell(name: str, survey: Survey, images: Images, screen: Screen) -> None:
     screen.say(_account(name, survey, len(images)))
     for skip in images.skipped:
         screen.warn(str(skip))
     for note, count in images.notes:
         screen.say(f"{count:,} of the images: {note}")
-    return images
 
 
 def _check_fit(name: str, survey: Survey, size: tuple[int, int], channels: int, whose: str) -> None:
@@ -89,7 +135,9 @@ def _sizes(survey: Survey) -> str:
 
 def _account(name: str, survey: Survey, usable: int) -> str:
     kinds = [f"{survey.grey:,} grey" if survey.grey else "", f"{survey.colour:,} colour" if survey.colour else ""]
-    if survey.transparent:
+    if survey.packed:
+        kinds = [f"{COLOURS[auto_channels(survey)]}, packed"]
+    elif survey.transparent:
         kinds.append(f"{survey.transparent:,} transparent")
     ignored = sum(count for _, count in survey.ignored)
     others = f"; {plural(ignored, 'other file')} ignored" if ignored else ""

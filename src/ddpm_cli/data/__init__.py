@@ -13,7 +13,7 @@ from .cache import cache_folder
 from .find import builtin, find_source
 from .images import Images
 from .order import reading_order
-from .pack import find_pack, former_pack, pack
+from .pack import discard_pack, find_pack, former_pack, pack
 from .source import ACCEPTED, Skip, Source
 from .survey import Spread, Survey, auto_channels, auto_size, scan
 
@@ -29,6 +29,7 @@ __all__ = [
     "auto_size",
     "builtin",
     "cache_folder",
+    "discard_pack",
     "find_pack",
     "find_source",
     "former_pack",
@@ -45,7 +46,7 @@ def open_images(
     """All images of a source, uint8 at one size; packed the first time, opened at once from then on.
 
     Args:
-        name: a folder, a .zip, .tar, .npy or .npz file, or ``builtin:digits``.
+        name: a folder, of images or of a pack, a .zip, .tar, .npy or .npz file, or ``builtin:digits``.
         size: (height, width); None takes what `auto_size` proposes, at most ``limit`` a side.
         channels: 1 grey, 3 RGB or 4 RGBA; None takes what `auto_channels` proposes.
 

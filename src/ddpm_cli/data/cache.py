@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import DiskError
 from ..files import disk_errors
-from .manifest import MANIFEST
+from .manifest import MANIFEST, NAMES
 from .source import Source
 
 # Raised whenever the same source would give other pixels or another survey.
@@ -115,10 +115,10 @@ def unless_empty(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what is in a folder that is held by `lock`, the manifest first: what is left of a pack is none."""
+    """Remove a pack from a folder that is held by `lock`, the manifest first: what is left of a pack is none."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for file in folder.iterdir():
-        if file.name != LOCK:
+    for pattern in ("images*.u8", NAMES, "journal.*", "digests"):
+        for file in folder.glob(pattern):
             file.unlink()
 
 

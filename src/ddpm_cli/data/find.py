@@ -16,6 +16,8 @@ from ..pixels import Pixels
 from .archives import Tar, find_zip, open_bytes, open_member, open_zip
 from .arrays import find_array, open_row
 from .folder import find_folder, open_file
+from .manifest import is_pack
+from .packed import open_packed
 from .source import ACCEPTED, Chunk, Source, Tally, is_image_name
 
 # An image that is still encoded, or its pixels (H, W, C).
@@ -29,7 +31,7 @@ def find_source(name: str | Path) -> Source:
     """Find a source of images and list what it holds, without reading any image.
 
     Args:
-        name: a folder, a .zip, .tar, .npy or .npz file, or ``builtin:digits``.
+        name: a folder, of images or of a pack, a .zip, .tar, .npy or .npz file, or ``builtin:digits``.
 
     Raises:
         InputError: there is no such thing, or it is of another kind, or has no images.
@@ -45,7 +47,7 @@ def find_source(name: str | Path) -> Source:
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{label} cannot be opened: {error}") from error
     if stat.S_ISDIR(info.st_mode):
-        return find_folder(path, label)
+        return open_packed(path, label) if is_pack(path) else find_folder(path, label)
     if not stat.S_ISREG(info.st_mode):
         raise InputError(f"{label} is neither a file nor a folder. Accepted: {ACCEPTED}")
     fingerprint = f"{info.st_size}-{info.st_mtime_ns}"

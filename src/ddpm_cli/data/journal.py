@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..files import sync
+from .manifest import JOURNAL
 from .shards import DIGESTS, Shards
 from .source import Chunk
 from .workers import Reply
 
-JOURNAL, RESERVE = "journal.jsonl", "journal.reserve"
+RESERVE = "journal.reserve"
 _RESERVE_BYTES = 2**16  # kept free for the last lines, should the disk get full
 
 # What a power failure or a SIGKILL may cost is the work since the last flush: so many bytes, chunks or seconds.
@@ -91,6 +92,13 @@ class Journal:
         """Remove it, since the pack is whole."""
         for name in (JOURNAL, RESERVE, DIGESTS):
             (self._shards.folder / name).unlink()
+
+
+def begun_from(folder: Path) -> str | None:
+    """What a folder holds the begun packing of."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), (folder / JOURNAL).open("rb") as file:
+        return str(json.loads(file.readline())["made_from"])
+    return None
 
 
 def is_begun(shards: Shards, made_from: str) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, Self
 from ..pixels import MAX_SIDE
 from .source import Skip
 
-MANIFEST, NAMES = "manifest.json", "names.jsonl"
+MANIFEST, NAMES, FIRST_SHARD = "manifest.json", "names.jsonl", "images-00000.u8"
+JOURNAL = "journal.jsonl"  # only while it is made
 _FORMAT, _SCHEMA = "ddpm-pack", 2
 
 
@@ -93,7 +94,7 @@ class Manifest:
 
 def is_pack(folder: Path) -> bool:
     """Whether a folder is, or was, or was to become a pack, by its files' names and its manifest's first words."""
-    if (folder / "images-00000.u8").is_file():
+    if (folder / FIRST_SHARD).is_file():
         return True
     try:
         with (folder / MANIFEST).open("rb") as file:

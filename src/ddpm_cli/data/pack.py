@@ -13,14 +13,15 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO
 
-from ..errors import ArgumentError, DiskError
+from ..errors import ArgumentError, DiskError, InputError, LockedError
 from ..files import check_space, disk_errors, printable, sync, write_file
-from ..pixels import MAX_SIDE
+from ..pixels import COLOURS, MAX_SIDE
 from ..stage import Stage, finished
 from . import cache
 from .images import Images, open_pack
-from .journal import Journal, is_begun
-from .manifest import MANIFEST, NAMES, Manifest
+from .journal import Journal, begun_from, is_begun
+from .manifest import JOURNAL, MANIFEST, NAMES, Manifest, is_pack
+from .packed import Packed
 from .shards import DIGEST_BYTES, DIGESTS, Shards, digest_of
 from .source import Chunk, Source, Tally, no_images
 from .survey import Survey
@@ -51,11 +52,11 @@ def pack(
         size: (height, width).
         channels: 1 grey, 3 RGB or 4 RGBA.
         workers: processes that decode; 1 is this one alone, None as many as suit the work. The result is the same.
-        folder: that the pack is made in; None is one of the cache.
+        folder: that the pack is made in: a new or empty one, or one where the same was begun; None is one of the cache.
 
     Raises:
-        ArgumentError: a size or number of channels that makes no sense.
-        InputError: when run, if no image can be read.
+        ArgumentError: a size or number of channels that makes no sense, or a folder that holds something else.
+        InputError: the source is a pack of another size or of other channels; when run, if no image can be read.
         DiskError: when run, if the disk is too full.
     """
     if not all(1 <= side <= MAX_SIDE for side in size):
@@ -63,10 +64,16 @@ def pack(
     if channels not in (1, 3, 4):
         raise ArgumentError(f"--channels is {channels}; it must be 1 (grey), 3 (RGB) or 4 (RGBA)")
     label = f"packing {source.label}"
+    if isinstance(source, Packed):
+        _check_same(source, size, channels)
+        if folder is None:
+            return finished(label, source.images)
     made_from = cache.name_of(source, *size, channels)
     path = folder or cache.pack_path(source, size, channels)
     if (images := _made(path, made_from)) is not None:
         return finished(label, images)
+    if folder is not None:
+        _check_free(folder, made_from)
     job = _Job(source, survey, size, channels, path, made_from, in_cache=folder is None)
     return Stage(label, source.extent, _pack(job, workers), in_bytes=source.count is None)
 
@@ -84,9 +91,56 @@ def find_pack(digest: str) -> Images | None:
 def former_pack(source: Source, size: tuple[int, int], channels: int) -> Images | None:
     """The pack of an earlier state of a source, if it has none of its present one."""
     path = cache.pack_path(source, size, channels)
-    if open_pack(path) is not None:
+    if isinstance(source, Packed) or open_pack(path) is not None:
         return None
     return next(filter(None, map(open_pack, cache.former_packs(path))), None)
+
+
+def discard_pack(folder: Path) -> None:
+    """Remove a pack, whole or begun, from a folder, if there is one; other files stay.
+
+    Raises:
+        LockedError: another process is making it.
+        DiskError: it cannot be removed.
+    """
+    if not is_pack(folder) and not (folder / JOURNAL).exists():
+        return
+    with disk_errors(folder):
+        held = cache.lock(folder, 0)
+        if held is None:
+            raise LockedError(f"another process is packing into {printable(folder)}; wait for it, or stop it")
+        with held:
+            cache.clear(folder)
+
+
+def _check_same(source: Packed, size: tuple[int, int], channels: int) -> None:
+    _, height, width, has = source.images.shape
+    if (height, width, has) != (*size, channels):
+        raise InputError(
+            f"{source.label} is a pack of {height}x{width} in {COLOURS[has]}, not of {size[0]}x{size[1]} in "
+            f"{COLOURS[channels]}; leave --size and --channels out, or pack the images again with these"
+        )
+
+
+def _check_free(folder: Path, made_from: str) -> None:
+    name = printable(folder)
+    with disk_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ArgumentError(f"{name} is a file; name a folder")
+        if not folder.exists() or {path.name for path in folder.iterdir()} <= {cache.LOCK}:
+            return
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if Manifest.read(folder).made_from == made_from:
+            return  # a damaged one
+    if (folder / JOURNAL).exists() and not (folder / MANIFEST).exists():
+        if begun_from(folder) == made_from:
+            return
+        raise ArgumentError(
+            f"{name} holds the begun pack of other images; name another folder, or --force to remove it"
+        )
+    if is_pack(folder):
+        raise ArgumentError(f"{name} holds a pack already; name another folder, or --force to overwrite it")
+    raise ArgumentError(f"{name} holds other files than those of a pack; name a new folder")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ EXTENSIONS = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
 )
 ACCEPTED = (
-    "a folder, .zip or .tar (.gz, .bz2, .xz) of PNG, JPEG, WebP, GIF, BMP or TIFF images, "
+    "a folder, .zip or .tar (.gz, .bz2, .xz) of PNG, JPEG, WebP, GIF, BMP or TIFF images, a folder of ddpm pack, "
     f"a .npy or .npz of uint8 images (N, H, W) or (N, H, W, 1|3|4), or {BUILTIN_DIGITS}"
 )
 
@@ -135,7 +135,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def kind(self) -> str:
-        """How a reader opens it: ``folder``, ``zip``, ``tar`` or ``array``."""
+        """How a reader opens it: ``folder``, ``zip``, ``tar``, ``array`` or ``pack``."""
 
     @abstractmethod
     def chunks(self, tally: Tally) -> Iterator[Chunk]:

@@ -14,6 +14,8 @@ from ..files import write_file
 from ..stage import Stage, finished
 from . import cache
 from .arrays import Array
+from .images import Images
+from .packed import Packed
 from .source import Skip, Source, no_images
 from .workers import Reply, Task, count_workers, run
 
@@ -37,6 +39,7 @@ class Survey:
         width: of the images as shown.
         shorter: the shorter side of each.
         same_size: whether all have one size.
+        packed: whether they are in a pack, so that size and channels are fixed.
         notes: what decoding will lose, and in how many images.
         skipped: images that cannot be used, by reason.
         ignored: files that are no images, by extension.
@@ -52,6 +55,7 @@ class Survey:
     notes: tuple[tuple[str, int], ...] = ()
     skipped: tuple[Skip, ...] = ()
     ignored: tuple[tuple[str, int], ...] = ()
+    packed: bool = False
 
     @property
     def colour(self) -> int:
@@ -83,6 +87,8 @@ def scan(source: Source, workers: int | None = None) -> Stage[Survey]:
         InputError: when run, if there is no image that can be read.
     """
     label = f"looking at {source.label}"
+    if isinstance(source, Packed):
+        return finished(label, _of_pack(source.images))
     path = cache.survey_path(source)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         survey = Survey.from_json(json.loads(path.read_bytes()))
@@ -105,6 +111,8 @@ def auto_size(survey: Survey, limit: int) -> tuple[int, int]:
         limit: largest side that the machine can do in good time.
     """
     height, width = survey.height.low, survey.width.low
+    if survey.packed:
+        return height, width
     if survey.same_size and max(height, width) <= limit and height % 4 == width % 4 == 0:
         return height, width
     side = max(8, min(survey.shorter.median, limit) // 8 * 8)
@@ -166,6 +174,20 @@ def _scan(source: Source, workers: int | None) -> Generator[int, None, Survey]:
         cache.make_room(path)
         write_file(path, json.dumps(survey.to_json()).encode())
     return survey
+
+
+def _of_pack(images: Images) -> Survey:
+    n, height, width, channels = images.shape
+    return Survey(
+        images=n,
+        grey=n * (channels == 1),
+        transparent=n * (channels == 4),
+        height=Spread(height, height, height),
+        width=Spread(width, width, width),
+        shorter=Spread(*[min(height, width)] * 3),
+        same_size=True,
+        packed=True,
+    )
 
 
 def _spread(lengths: Counter[int]) -> Spread:

@@ -1,0 +1,208 @@
+"""``ddpm pack``, and packs as IMAGES of other commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import Ddpm
+from ddpm_cli import data
+from ddpm_cli.errors import ArgumentError, InputError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "ddpm-cache"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """30 images of 30x30 in colour, one of which is damaged."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(5)
+    for index in range(30):
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(tmp_path / f"images/{index:02}.png")
+    (tmp_path / "images" / "07.png").write_bytes(b"damaged")
+    return tmp_path / "images"
+
+
+def test_a_pack_is_made_and_opened_without_its_source(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
+    expected = data.open_images(images, (30, 30))
+    done = ddpm("pack", images, "-o", "packed", "--size", "30", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said == {
+        "path": "packed",
+        "images": 29,
+        "shape": [29, 30, 30, 3],
+        "digest": expected.digest,
+        "bytes": sum(path.stat().st_size for path in (tmp_path / "packed").iterdir()),
+    }
+    assert "29 images of 30x30" in done.stderr
+    assert "1 skipped" in done.stderr
+    shutil.rmtree(images)
+    shutil.move(tmp_path / "packed", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "ddpm-cache")
+    opened = data.open_images(tmp_path / "moved")
+    assert (opened.shape, opened.digest) == (expected.shape, expected.digest)
+    assert [*opened.names()] == [f"{index:02}.png" for index in range(30) if index != 7]
+    assert opened.skipped[0].count == 1
+    assert not (tmp_path / "ddpm-cache").exists()  # nothing was looked at or packed
+    plan = ddpm("train", "moved", "--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    assert "moved: 29 images of 30x30 (RGB, packed)" in plan.stderr
+
+
+def test_the_path_is_on_stdout_and_quiet_is_quiet(ddpm: Ddpm) -> None:
+    done = ddpm("pack", "builtin:digits", "-o", "packed", "-q")
+    assert (done.returncode, done.lines, done.stderr) == (0, ["packed"], "")
+    assert ddpm("pack", "builtin:digits", "-o", "packed", "--force", "-v").lines == ["packed"]
+
+
+@pytest.mark.parametrize(("size", "channels"), [((16, 16), None), (None, 1), ((30, 31), 3)])
+def test_another_size_or_other_channels_than_the_packs_are_refused(
+    ddpm: Ddpm, images: Path, tmp_path: Path, size: tuple[int, int] | None, channels: int | None
+) -> None:
+    assert ddpm("pack", images, "-o", "packed", "--size", "30").returncode == 0
+    with pytest.raises(
+        InputError, match=r"packed is a pack of 30x30 in RGB, not of .* leave --size and --channels out"
+    ):
+        data.open_images(tmp_path / "packed", size, channels)
+    options = ["--size", f"{size[0]}x{size[1]}"] if size else []
+    options += ["--channels", str(channels)] if channels else []
+    for command in (["train", "packed", "--dry-run"], ["pack", "packed", "-o", "other"]):
+        done = ddpm(*command, *options)
+        assert done.returncode == 3
+        assert "leave --size and --channels out" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_pack_can_be_copied_to_another_disk(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
+    first = json.loads(ddpm("pack", images, "-o", "packed", "--json").stdout)
+    second = json.loads(ddpm("pack", "packed", "-o", "copy", "--json").stdout)
+    assert second["digest"] == first["digest"]
+    one, other = data.open_images(tmp_path / "packed"), data.open_images(tmp_path / "copy")
+    assert [*one.names()] == [*other.names()]
+    done = ddpm("pack", "packed", "-o", "packed", "--force")
+    assert done.returncode == 2
+    assert "is the folder of the images" in done.stderr
+    assert data.open_images(tmp_path / "packed").digest == first["digest"]
+
+
+@pytest.mark.parametrize("file", ["images-00000.u8", "names.jsonl", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "grown", "gone", "empty"])
+def test_a_damaged_pack_is_refused_with_advice(
+    ddpm: Ddpm, images: Path, tmp_path: Path, file: str, damage: str
+) -> None:
+    ddpm("pack", images, "-o", "packed")
+    target = tmp_path / "packed" / file
+    content = target.read_bytes()
+    target.unlink()
+    if damage != "gone":
+        target.write_bytes({"cut": content[:-1], "grown": content + b"}", "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"packed is a damaged pack: .*; copy it again, or make it again"):
+        data.open_images(tmp_path / "packed")
+    if (file, damage) == ("images-00000.u8", "gone"):
+        done = ddpm("train", "packed", "--dry-run")
+        assert done.returncode == 3
+        assert "images-00000.u8 cannot be read (No such file or directory); copy it again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [29, 24, 24]},
+        {"shape": [0, 24, 24, 3]},
+        {"shape": [28, 24, 24, 3]},
+        {"shape": [-29, -24, 24, 3]},
+        {"shape": [29, 24, 24, 2]},
+        {"shape": "none"},
+        {"shape": [10**30, 24, 24, 3]},
+        {"holes": [7, 7]},
+        {"holes": [-1]},
+        {"holes": [30]},
+        {"holes": None},
+        {"shard_images": 0},
+        {"shard_images": 1},
+        {"schema": 1},
+        {"schema": 99},
+        {"skipped": [1]},
+        {"notes": [["a"]]},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_makes_no_sense_is_refused(ddpm: Ddpm, images: Path, tmp_path: Path, change: dict) -> None:
+    ddpm("pack", images, "-o", "packed")
+    manifest = tmp_path / "packed" / "manifest.json"
+    whole = json.loads(manifest.read_bytes())
+    assert (whole["shape"], whole["holes"]) == ([29, 24, 24, 3], [7])
+    manifest.write_text(json.dumps(whole | change))
+    with pytest.raises(InputError, match="damaged pack"):
+        data.open_images(tmp_path / "packed")
+
+
+def test_a_pack_that_is_not_finished_is_refused_and_goes_on(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
+    source = data.find_source(images)
+    survey = data.scan(source).result()
+    stage = data.pack(source, survey, (24, 24), 3, 1, folder=tmp_path / "packed")
+    next(stage)
+    busy = ddpm("pack", images, "-o", "packed", "--force")
+    assert busy.returncode == 6
+    assert "another process is packing into packed" in busy.stderr
+    del stage
+    done = ddpm("train", "packed", "--dry-run")
+    assert done.returncode == 3
+    assert "is a pack that is not finished; run the same ddpm pack again" in done.stderr
+    other = ddpm("pack", images, "-o", "packed", "--size", "16")
+    assert other.returncode == 2
+    assert "holds the begun pack of other images" in other.stderr
+    assert ddpm("pack", images, "-o", "packed").returncode == 0
+    assert data.open_images(tmp_path / "packed").digest == data.open_images(images).digest
+
+
+def test_nothing_is_overwritten_unasked(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
+    ddpm("pack", "builtin:digits", "-o", "packed")
+    (tmp_path / "packed" / "README").write_text("mine")
+    again = ddpm("pack", images, "-o", "packed")
+    assert again.returncode == 2
+    assert "packed exists already; name another folder, or --force" in again.stderr
+    assert ddpm("pack", "missing", "-o", "packed", "--force").returncode == 3
+    assert data.open_images(tmp_path / "packed").shape == (1797, 8, 8, 1)
+    (tmp_path / "packed" / "README").unlink()
+    assert ddpm("pack", images, "-o", "packed", "--force").returncode == 0
+    assert data.open_images(tmp_path / "packed").shape == (29, 24, 24, 3)
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    for name, reason in (("file", "is a file"), ("full", "holds other files than those of a pack")):
+        for force in ([], ["--force"]):
+            done = ddpm("pack", images, "-o", name, *force)
+            assert done.returncode == 2
+            assert reason in done.stderr
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
+    source = data.find_source("builtin:digits")
+    survey = data.scan(source).result()
+    with pytest.raises(ArgumentError, match="holds a pack already"):
+        data.pack(source, survey, (8, 8), 1, folder=tmp_path / "packed")
+
+
+def test_other_folders_beside_a_pack_are_left_alone(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "x").touch()
+    for path in (tmp_path / "old" / "x", tmp_path / "old"):
+        os.utime(path, (1, 1))
+    assert ddpm("pack", images, "-o", "packed").returncode == 0
+    assert (tmp_path / "old" / "x").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_disk_error(ddpm: Ddpm, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = ddpm("pack", "builtin:digits", "-o", "file/packed")
+    assert done.returncode == 7
+    assert "a part of the path is a file" in done.stderr
