@@ -206,3 +206,14 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(ddpm: Ddpm, tmp_path: Path
     done = ddpm("pack", "builtin:digits", "-o", "file/packed")
     assert done.returncode == 7
     assert "a part of the path is a file" in done.stderr
+
+
+def test_images_that_have_changed_are_said_to_have(ddpm: Ddpm, images: Path) -> None:
+    first = ddpm("train", images, "--dry-run")
+    assert "has changed" not in first.stderr
+    for index in (3, 4):
+        (images / f"{index:02}.png").unlink()
+    second = ddpm("train", images, "--dry-run")
+    assert f"{images} has changed since it was packed: 29 images then, 27 now; it is packed again" in second.stderr
+    third = ddpm("train", images, "--dry-run")
+    assert "has changed" not in third.stderr

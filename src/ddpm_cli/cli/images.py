@@ -12,6 +12,7 @@ from ..data import (
     auto_size,
     discard_pack,
     find_source,
+    former_pack,
     pack,
     scan,
 )
@@ -104,6 +105,9 @@ def pack_into(
 
 
 def _packed(name: str, source: Source, survey: Survey, size: tuple[int, int], channels: int, screen: Screen) -> Images:
+    if (former := former_pack(source, size, channels)) is not None:
+        then, now = plural(len(former), "image"), f"{survey.images:,}"
+        screen.warn(f"{printable(name)} has changed since it was packed: {then} then, {now} now; it is packed again")
     images = shown(pack(source, survey, size, channels), screen)
     _tell(name, survey, images, screen)
     return images
