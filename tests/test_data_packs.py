@@ -541,7 +541,7 @@ MEASURE = """
 
 
 @LINUX
-@pytest.mark.parametrize(("n", "more"), [(10_000, 15), pytest.param(100_000, 60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n", "more"), [(10_000, 15), pytest.param(100_000, 25, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, n: int, more: int) -> None:
     peaks = []
     rng = np.random.default_rng(3)

@@ -90,13 +90,14 @@ def former_packs(path: Path) -> Iterator[Path]:
 
 
 def lock(folder: Path, seconds: float) -> contextlib.AbstractContextManager[object] | None:
-    """Hold a pack that is being written for this process; None if another still holds it after so many seconds.
+    """Make a folder for a pack and hold it for this process; None if another still holds it after so many seconds.
 
     Raises:
         OSError: the folder cannot be written.
     """
     import filelock  # 30 ms, which a start that finds its pack does without
 
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         return filelock.FileLock(folder / LOCK, fallback_to_soft=False, thread_local=False).acquire(timeout=seconds)
     except filelock.Timeout:

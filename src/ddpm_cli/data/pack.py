@@ -167,7 +167,6 @@ def _pack(job: _Job, workers: int | None) -> Generator[int, None, Images]:
     if job.in_cache:
         cache.make_room(job.folder)
     with disk_errors(job.folder):
-        job.folder.mkdir(parents=True, exist_ok=True)
         while (held := cache.lock(job.folder, _WAIT_SECONDS)) is None:
             yield 0  # another process packs the same
         with held, cache.unless_empty(job.folder):
@@ -276,6 +275,8 @@ def _finish(job: _Job, shards: Shards, account: _Account) -> None:
         notes=tuple(sorted(account.notes.items(), key=lambda note: (-note[1], note[0]))),
         skipped=account.tally.skipped(),
     )
+    with contextlib.suppress(PermissionError):  # a folder of the user's, in one that cannot be listed
+        sync(folder.parent)
     write_file(folder / MANIFEST, manifest.encode())
 
 
