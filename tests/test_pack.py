@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +167,31 @@ def test_a_pack_that_is_not_finished_is_refused_and_goes_on(ddpm: Ddpm, images: 
     assert "holds the begun pack of other images" in other.stderr
     assert ddpm("pack", images, "-o", "packed").returncode == 0
     assert data.open_images(tmp_path / "packed").digest == data.open_images(images).digest
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_pack_that_was_killed_goes_on(ddpm: Ddpm, images: Path, tmp_path: Path, after: int) -> None:
+    code = f"""
+import os, pathlib, signal
+from ddpm_cli import data
+from ddpm_cli.data import folder, workers
+folder.CHUNK_IMAGES = 8
+source = data.find_source({str(images)!r})
+survey = data.scan(source).result()
+if not {after}:
+    workers.ShardWriter = lambda shards: os.kill(os.getpid(), signal.SIGKILL)
+for _ in data.pack(source, survey, (24, 24), 3, 1, folder=pathlib.Path({str(tmp_path / "packed")!r})):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == -signal.SIGKILL
+    done = ddpm("train", "packed", "--dry-run")
+    assert done.returncode == 3
+    assert "not finished" in done.stderr
+    assert ddpm("pack", images, "-o", "packed").returncode == 0
+    assert data.open_images(tmp_path / "packed").digest == data.open_images(images).digest
+    names = {path.name for path in (tmp_path / "packed").iterdir()}
+    assert names == {".lock", "images-00000.u8", "manifest.json", "names.jsonl"}
 
 
 def test_nothing_is_overwritten_unasked(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def unless_empty(folder: Path) -> Iterator[None]:
 def clear(folder: Path) -> None:
     """Remove a pack from a folder that is held by `lock`, the manifest first: what is left of a pack is none."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for pattern in ("images*.u8", NAMES, "journal.*", "digests"):
+    for pattern in ("images*.u8", NAMES, "pack-journal.*"):
         for file in folder.glob(pattern):
             file.unlink()
 

@@ -15,7 +15,7 @@ from .shards import DIGESTS, Shards
 from .source import Chunk
 from .workers import Reply
 
-RESERVE = "journal.reserve"
+RESERVE = "pack-journal.reserve"
 _RESERVE_BYTES = 2**16  # kept free for the last lines, should the disk get full
 
 # What a power failure or a SIGKILL may cost is the work since the last flush: so many bytes, chunks or seconds.
@@ -42,8 +42,9 @@ class Journal:
         self._bytes, self._time = 0, time.monotonic()
         self._touched: set[int] = set()
 
-    def reserve(self) -> None:
-        """Take the room that `salvage` will need."""
+    def begin(self) -> None:
+        """Say in the folder what is packed there, and take the room that `salvage` will need."""
+        self.flush()
         (self._shards.folder / RESERVE).write_bytes(bytes(_RESERVE_BYTES))
 
     def reply(self, chunk: Chunk) -> Reply | None:

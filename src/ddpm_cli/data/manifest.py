@@ -13,7 +13,7 @@ from ..pixels import MAX_SIDE
 from .source import Skip
 
 MANIFEST, NAMES, FIRST_SHARD = "manifest.json", "names.jsonl", "images-00000.u8"
-JOURNAL = "journal.jsonl"  # only while it is made
+JOURNAL = "pack-journal.jsonl"  # only while it is made
 _FORMAT, _SCHEMA = "ddpm-pack", 2
 
 
@@ -94,7 +94,7 @@ class Manifest:
 
 def is_pack(folder: Path) -> bool:
     """Whether a folder is, or was, or was to become a pack, by its files' names and its manifest's first words."""
-    if (folder / FIRST_SHARD).is_file():
+    if (folder / FIRST_SHARD).is_file() or (folder / JOURNAL).is_file():
         return True
     try:
         with (folder / MANIFEST).open("rb") as file:

@@ -103,7 +103,7 @@ def discard_pack(folder: Path) -> None:
         LockedError: another process is making it.
         DiskError: it cannot be removed.
     """
-    if not is_pack(folder) and not (folder / JOURNAL).exists():
+    if not is_pack(folder):
         return
     with disk_errors(folder):
         held = cache.lock(folder, 0)
@@ -186,7 +186,7 @@ def _write(job: _Job, workers: int | None) -> Generator[int, None, None]:
     journal = Journal(shards, job.made_from)
     missing = max(0, job.survey.images - journal.known)
     check_space(job.folder, missing * shards.row, what="packing the images", advice=_ADVICE[job.in_cache])
-    journal.reserve()
+    journal.begin()
     account = _Account(job.source.tally.copy())
     try:
         with (job.folder / NAMES).open("wb") as names:

@@ -27,7 +27,7 @@ SHARD_BYTES = 2**31
 _OPEN = 64
 _WRITE_BYTES = 2**20
 
-DIGESTS = "digests"
+DIGESTS = "pack-journal.digests"
 DIGEST_BYTES = 16
 
 
