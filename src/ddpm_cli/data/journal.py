@@ -128,8 +128,11 @@ def _read(file: Path) -> dict[int, bytes]:
 def _whole(lines: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
     for line in lines:
         try:
-            first = int(json.loads(line)["first"])
-        except (ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            first = int(entry["first"])
+            if not {"count", "problems", "notes"} <= entry.keys():
+                return
+        except (ValueError, KeyError, TypeError, AttributeError):
             return
         if not line.endswith(b"\n"):
             return
