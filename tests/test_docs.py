@@ -26,11 +26,13 @@ from conftest import Ddpm
 from ddpm_cli import errors
 from ddpm_cli.cli import COMMANDS, group
 from ddpm_cli.presets import PRESETS
+from ddpm_cli.unet import flops, parameter_count
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("commands/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\{?[\w-]*\}?)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 OPERATORS = "|&;<>()"
 
 
@@ -119,9 +121,11 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 
 @each_page
 def test_options_named_in_prose_exist(page: Path) -> None:
-    known = set().union(*(option_names(command) for command in COMMANDS)) | {"--version", "--...-every"}
-    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", prose(page)))
-    assert named - known == set()
+    ours = set().union(*(option_names(command) for command in COMMANDS)) | {"--version", "--...-every"}
+    # Those of other programs are used in an example on the same page, or in a file for clusters.
+    files = [path.read_text("utf-8") for path in (DOCS / "clusters").iterdir() if path.suffix != ".md"]
+    theirs = set(OPTION.findall("\n".join([*blocks(page, "console", "dockerfile"), *files])))
+    assert set(OPTION.findall(prose(page))) - ours - theirs == set()
 
 
 def test_the_table_of_presets_is_that_of_the_program() -> None:
@@ -133,6 +137,17 @@ def test_the_table_of_presets_is_that_of_the_program() -> None:
         assert tuple(map(int, channels.split())) == preset.channels
         numbers = preset.train.batch_size, preset.train.lr, preset.train.ema, preset.steps
         assert tuple(map(float, (batch, lr, ema, steps))) == numbers
+
+
+def test_the_counts_on_the_page_about_scaling_are_those_of_the_program() -> None:
+    text = (DOCS / "scaling.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+)x\d+ \| ([\d,]+) \| ([\d.]+) GFLOP \|", text, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["cifar10", "256"]
+    for name, side, parameters, gflops in rows:
+        size = (int(side), int(side))
+        config = PRESETS[name].unet(size, 3)
+        assert parameter_count(config) == int(parameters.replace(",", ""))
+        assert flops(config, size) / 1e9 == pytest.approx(float(gflops), rel=1e-3)
 
 
 # Examples for the shell.
