@@ -51,7 +51,7 @@ help-docs: $(VENV)/.dev ## put the present help texts into the documentation
 gallery: $(VENV)/.runtime ## make the pictures of docs/gallery.md again
 	$(BIN)/python tools/gallery.py
 
-bench: $(VENV)/.dev ## the benchmarks of docs/benchmarks.md
+bench: $(VENV)/.peers ## the benchmarks of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
 clean: ## remove all that make made: .venv, the demo, built documentation, caches
@@ -73,4 +73,9 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.runtime
 	$(INSTALL) "pip>=25.1"
 	$(INSTALL) --group dev
+	@touch $@
+
+# Without their dependencies: those that are needed are there, and torchvision would ask for another build of PyTorch.
+$(VENV)/.peers: $(VENV)/.dev
+	$(INSTALL) --no-deps --group peers
 	@touch $@

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ddpm_cli.config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
+from ddpm_cli.config import BUILTIN_DIGITS, DiffusionConfig
 from ddpm_cli.data import Images, open_images
 from ddpm_cli.denoiser import Denoiser, Precision, choose_device
 from ddpm_cli.diffusion.process import Diffusion
@@ -20,6 +20,7 @@ from ddpm_cli.presets import PRESETS
 from ddpm_cli.unet import UNet, build, init_weights
 
 from .measure import Table, apart
+from .peers import diffusers_settings
 
 BATCH = 128
 SIDE = 32
@@ -133,10 +134,6 @@ def _peer(case: Case, precision: Precision, device: torch.device) -> Callable[[]
         return float(total.sum())
 
     return run
-
-
-def diffusers_settings(config: UNetConfig) -> dict[str, object]:
-    return {name: value for name, value in config.to_json().items() if value is not None or "dim" in name}
 
 
 def _worth(device: torch.device) -> str:

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of several runs of one thing."""
+    """Seconds of several runs of one thing, and the most memory in bytes that its process had, if it had its own."""
 
     seconds: tuple[float, ...]
+    peak: int | None = None
 
     @property
     def median(self) -> float:
         """The middle one."""
         return statistics.median(self.seconds)
+
+    @property
+    def peak_mib(self) -> str:
+        """The peak of memory, for a table."""
+        return "" if self.peak is None else f"{self.peak / 2**20:,.0f} MiB"
+
+    def rates(self, amount: float) -> str:
+        """So much in each run, as the rate of the median run, and of the slowest and the fastest."""
+        slowest, fastest = amount / max(self.seconds), amount / min(self.seconds)
+        return f"{_three(amount / self.median)} ({_three(slowest)} to {_three(fastest)})"
 
     def __str__(self) -> str:
         return f"{_short(self.median)} ({_short(min(self.seconds))} to {_short(max(self.seconds))})"
@@ -59,26 +74,60 @@ def apart(makers: Mapping[str, Callable[[], Callable[[], object]]], runs: int, *
         warm_up: rounds before.
     """
     with contextlib.ExitStack() as stack:
-        timed = {name: stack.enter_context(_elsewhere(make)) for name, make in makers.items()}
-        return _rounds(timed, runs, warm_up)
+        elsewhere = {name: stack.enter_context(_elsewhere(name, make)) for name, make in makers.items()}
+        times = _rounds({name: process.run for name, process in elsewhere.items()}, runs, warm_up)
+        return {name: replace(t, peak=elsewhere[name].peak()) for name, t in times.items()}
+
+
+def peak_memory() -> int:
+    """The most memory in bytes that this process had, or the largest one that it started and waited for."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(_own_peak(), unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+
+
+def _own_peak() -> int:
+    # Not ru_maxrss where it can be helped: on Linux that begins at the peak of the process that started this one.
+    try:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A thing in a process of its own, at the other end of a pipe."""
+
+    name: str
+    pipe: Connection
+
+    def run(self) -> float:
+        """Run it once; returns its seconds."""
+        seconds: float = self._ask("run")
+        return seconds
+
+    def peak(self) -> int:
+        """The peak of its process's memory so far, in bytes."""
+        peak: int = self._ask("peak")
+        return peak
+
+    def _ask(self, what: str) -> Any:
+        try:
+            self.pipe.send(what)
+            return self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeError(f"the process of {self.name!r} ended; what it said is above") from error
 
 
 @contextlib.contextmanager
-def _elsewhere(make: Callable[[], Callable[[], object]]) -> Iterator[Callable[[], float]]:
-    """What runs a thing once in a process of its own, and returns its seconds."""
+def _elsewhere(name: str, make: Callable[[], Callable[[], object]]) -> Iterator[_Elsewhere]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(make, there), daemon=True)
+    process = context.Process(target=_serve, args=(make, there))
     process.start()
     there.close()
-
-    def run() -> float:
-        here.send("run")
-        seconds: float = here.recv()
-        return seconds
-
     try:
-        yield run
+        yield _Elsewhere(name, here)
     finally:
         here.close()
         process.join()
@@ -87,8 +136,8 @@ def _elsewhere(make: Callable[[], Callable[[], object]]) -> Iterator[Callable[[]
 def _serve(make: Callable[[], Callable[[], object]], pipe: Connection) -> None:
     thing = make()
     with contextlib.suppress(EOFError):
-        while pipe.recv():
-            pipe.send(_timed(thing))
+        while what := pipe.recv():
+            pipe.send(_timed(thing) if what == "run" else peak_memory())
 
 
 def _timed(thing: Callable[[], object]) -> float:
@@ -104,3 +153,8 @@ def _rounds(timed: Mapping[str, Callable[[], float]], runs: int, warm_up: int) -
 
 def _short(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _three(number: float) -> str:
+    """With three digits, if it has a point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ddpm_cli import evaluate, generate
 from ddpm_cli.config import BUILTIN_DIGITS
@@ -25,8 +24,9 @@ from ddpm_cli.presets import PRESETS
 from ddpm_cli.sampling import Sampling
 from ddpm_cli.unet import UNet, build, init_weights
 
-from .bound import diffusers_settings
+from .convolutions import convolutions, run_forward
 from .measure import Table, Times, apart
+from .peers import diffusers_settings
 
 N = 64
 SIDE = 32
@@ -159,41 +159,8 @@ def _peer(case: Case, device: torch.device) -> Callable[[], object]:
 
 
 def _convolutions(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
-    """Every convolution of the network on an input of its own shape: what no network of these layers is faster than."""
-    keep_freed_memory()
-    unet = case.unet(device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    seen: list[tuple[nn.Conv2d, torch.Size]] = []
-    for module in unet.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda conv, inputs, _: seen.append((conv, inputs[0].shape)))
-    config = unet.config
-    with torch.inference_mode():
-        unet(
-            torch.zeros(case.batch, config.in_channels, *config.size, device=device),
-            torch.zeros(case.batch, dtype=torch.int64, device=device),
-        )
-        inputs = {shape: _random(shape, dtype, device) for _, shape in seen}
-        convolutions = [(_bare(conv, dtype), inputs[shape]) for conv, shape in seen]
-
-    @torch.inference_mode()
-    def run() -> None:
-        for _ in range(case.steps):
-            for conv, x in convolutions:
-                conv(x)
-
-    return run
-
-
-def _bare(conv: nn.Conv2d, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    assert conv.bias is not None
-    arguments = conv.weight.to(dtype), conv.bias.to(dtype), conv.stride, conv.padding
-    return lambda x: nn.functional.conv2d(x, *arguments)
-
-
-def _random(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return x.to(device, dtype, memory_format=torch.channels_last)
+    layers = convolutions(case.unet(device), case.batch, precision, device)
+    return lambda: run_forward(layers, case.steps)
 
 
 def _rounding(device: torch.device, auto: Precision) -> str:

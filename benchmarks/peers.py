@@ -1,0 +1,189 @@
+"""The training loops of other projects, as their own examples write them, on images that lie in memory."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_cli.config import UNetConfig
+
+DIFFUSERS_WARMUP = 500  # steps, the example's --lr_warmup_steps
+ALIGNMENT = 8  # of the width that is tried for lucidrains' network
+
+
+class Floats(torch.utils.data.Dataset[Tensor]):
+    """Images uint8 (N, H, W, C) one by one as float32 (C, H, W), scaled to [0, 1] or to [-1, 1]."""
+
+    def __init__(self, pixels: npt.NDArray[np.uint8], *, signed: bool, flip: bool = False) -> None:
+        self._pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        self._signed = signed
+        self._flip = flip
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        x = self._pixels[index].float() / 255
+        if self._flip and torch.rand(()) < 0.5:
+            x = x.flip(-1)
+        return 2 * x - 1 if self._signed else x
+
+
+def diffusers_settings(config: UNetConfig) -> dict[str, object]:
+    """What `UNet2DModel.from_config` takes for the same network."""
+    return {name: value for name, value in config.to_json().items() if value is not None or "dim" in name}
+
+
+class DiffusersTraining:
+    """The loop of diffusers' examples/unconditional_image_generation/train_unconditional.py, with its defaults.
+
+    Left out is accelerate, which on one device in float32 only passes things on.
+
+    Args:
+        steps: of the whole run, over which the learning rate falls.
+        ema: as with the example's ``--use_ema``.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        pixels: npt.NDArray[np.uint8],
+        *,
+        batch: int,
+        steps: int,
+        device: torch.device,
+        ema: bool = False,
+    ) -> None:
+        from diffusers import DDPMScheduler, UNet2DModel
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
+
+        self.unet = UNet2DModel.from_config(diffusers_settings(config)).to(device).train()
+        self.device = device
+        self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
+        self.ema = None
+        if ema:
+            self.ema = EMAModel(self.unet.parameters(), 0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        self._optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+        )
+        self._lr = get_scheduler("cosine", self._optimizer, num_warmup_steps=DIFFUSERS_WARMUP, num_training_steps=steps)
+        self._batches = _for_ever(Floats(pixels, signed=True), batch)
+
+    def step(self) -> float:
+        """One optimizer step; returns the loss."""
+        clean = next(self._batches).to(self.device)
+        noise = torch.randn(clean.shape, device=self.device)
+        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(clean),), device=self.device).long()
+        output = self.unet(self.scheduler.add_noise(clean, noise, t), t).sample
+        loss = F.mse_loss(output.float(), noise.float())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self._optimizer.step()
+        self._lr.step()
+        self._optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.unet.parameters())
+        return loss.detach().item()
+
+
+def has_lucidrains() -> bool:
+    """Whether denoising-diffusion-pytorch is there; `make bench` installs it."""
+    return importlib.util.find_spec("denoising_diffusion_pytorch") is not None
+
+
+class LucidrainsTraining:
+    """The loop of denoising-diffusion-pytorch's ``Trainer``, with its defaults, for a network of about the same size.
+
+    Its network has other blocks, so the width is chosen that gives about as many parameters; ``parameters`` says how
+    many. T, schedule and objective are the paper's. Left out is accelerate, as above, and the loader's processes, which
+    would compete for the cores without anything to decode.
+    """
+
+    def __init__(
+        self, config: UNetConfig, pixels: npt.NDArray[np.uint8], *, batch: int, parameters: int, device: torch.device
+    ) -> None:
+        _stand_in()
+        from denoising_diffusion_pytorch import GaussianDiffusion
+        from ema_pytorch import EMA
+
+        unet = _lucidrains_unet(config, _width(config, parameters))
+        self.parameters = sum(p.numel() for p in unet.parameters())
+        self.device = device
+        self._model = GaussianDiffusion(
+            unet, image_size=config.size, timesteps=1000, objective="pred_noise", beta_schedule="linear"
+        ).to(device)
+        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=1e-4, betas=(0.9, 0.99))
+        self._ema = EMA(self._model, beta=0.995, update_every=10).to(device)
+        self._batches = _for_ever(Floats(pixels, signed=False, flip=True), batch)
+        self._model.train()
+
+    def step(self) -> float:
+        """One optimizer step; returns the loss."""
+        loss = self._model(next(self._batches).to(self.device))
+        value: float = loss.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._ema.update()
+        return value
+
+
+def lucidrains_parameters(config: UNetConfig, parameters: int) -> int:
+    """How many parameters the network of `LucidrainsTraining` has."""
+    _stand_in()
+    return _count(config, _width(config, parameters))
+
+
+def _lucidrains_unet(config: UNetConfig, width: int) -> torch.nn.Module:
+    from denoising_diffusion_pytorch import Unet
+
+    mults = tuple(channels // config.block_out_channels[0] for channels in config.block_out_channels)
+    unet: torch.nn.Module = Unet(width, dim_mults=mults, channels=config.in_channels, dropout=config.dropout)
+    return unet
+
+
+def _width(config: UNetConfig, parameters: int) -> int:
+    """The channels of the first level with which its network comes nearest to so many parameters."""
+    width = ALIGNMENT
+    while _count(config, width + ALIGNMENT) < parameters:
+        width += ALIGNMENT
+    return min(width, width + ALIGNMENT, key=lambda width: abs(_count(config, width) - parameters))
+
+
+def _count(config: UNetConfig, width: int) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in _lucidrains_unet(config, width).parameters())
+
+
+def _stand_in() -> None:
+    """Let denoising-diffusion-pytorch be imported without torchvision and accelerate.
+
+    Its modules import both at their top, for reading files, saving pictures and spreading work over devices. Network,
+    diffusion, loss and moving average, which are what is measured, use neither; and torchvision has no build for every
+    build of PyTorch. An empty module stands in for what is not there: it has nothing that could be called.
+    """
+    for name, parts in (("torchvision", ("transforms", "utils")), ("accelerate", ("Accelerator",))):
+        if name in sys.modules or importlib.util.find_spec(name) is not None:
+            continue
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)  # others ask for it to see what is installed
+        for part in parts:
+            setattr(module, part, None)
+        sys.modules[name] = module
+
+
+def _for_ever(images: Floats, batch: int) -> Iterator[Tensor]:
+    loader = torch.utils.data.DataLoader(images, batch, shuffle=True)
+    while True:
+        yield from loader
