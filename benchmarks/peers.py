@@ -7,6 +7,8 @@ import importlib.util
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +97,16 @@ class DiffusersTraining:
             self.ema.step(self.unet.parameters())
         return loss.detach().item()
 
+    def save(self, folder: Path) -> None:
+        """The moving average as a pipeline, as the example saves it."""
+        from diffusers import DDPMPipeline
+
+        assert self.ema is not None
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        DDPMPipeline(self.unet, self.scheduler).save_pretrained(folder)
+        self.ema.restore(self.unet.parameters())
+
 
 def has_lucidrains() -> bool:
     """Whether denoising-diffusion-pytorch is there; `make bench` installs it."""
@@ -104,27 +116,32 @@ def has_lucidrains() -> bool:
 class LucidrainsTraining:
     """The loop of denoising-diffusion-pytorch's ``Trainer``, with its defaults, for a network of about the same size.
 
-    Its network has other blocks, so the width is chosen that gives about as many parameters; ``parameters`` says how
-    many. T, schedule and objective are the paper's. Left out is accelerate, as above, and the loader's processes, which
-    would compete for the cores without anything to decode.
+    Its network has other blocks, so the width is chosen that gives about as many parameters. Left out is accelerate, as
+    above, and the loader's processes, which would compete for the cores without anything to decode.
+
+    Args:
+        parameters: how many the network should have, about.
+        flip: whether images are mirrored at random, as its Trainer does unless told otherwise.
     """
 
     def __init__(
-        self, config: UNetConfig, pixels: npt.NDArray[np.uint8], *, batch: int, parameters: int, device: torch.device
+        self,
+        config: UNetConfig,
+        pixels: npt.NDArray[np.uint8],
+        *,
+        batch: int,
+        parameters: int,
+        device: torch.device,
+        flip: bool = True,
     ) -> None:
         _stand_in()
-        from denoising_diffusion_pytorch import GaussianDiffusion
         from ema_pytorch import EMA
 
-        unet = _lucidrains_unet(config, _width(config, parameters))
-        self.parameters = sum(p.numel() for p in unet.parameters())
         self.device = device
-        self._model = GaussianDiffusion(
-            unet, image_size=config.size, timesteps=1000, objective="pred_noise", beta_schedule="linear"
-        ).to(device)
+        self._model = _lucidrains_model(config, parameters).to(device)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=1e-4, betas=(0.9, 0.99))
         self._ema = EMA(self._model, beta=0.995, update_every=10).to(device)
-        self._batches = _for_ever(Floats(pixels, signed=False, flip=True), batch)
+        self._batches = _for_ever(Floats(pixels, signed=False, flip=flip), batch)
         self._model.train()
 
     def step(self) -> float:
@@ -138,6 +155,23 @@ class LucidrainsTraining:
         self._ema.update()
         return value
 
+    def save(self, folder: Path) -> None:
+        """The moving average, for `lucidrains_samples`."""
+        folder.mkdir(parents=True)
+        torch.save(self._ema.ema_model.state_dict(), folder / "ema.pt")
+
+
+def lucidrains_samples(
+    folder: Path, config: UNetConfig, *, parameters: int, count: int, steps: int, device: torch.device
+) -> npt.NDArray[np.uint8]:
+    """Samples uint8 (count, H, W, C) of what `LucidrainsTraining` saved, by so many steps of its DDIM with eta 1."""
+    _stand_in()
+    torch.manual_seed(0)
+    model = _lucidrains_model(config, parameters, sampling_timesteps=steps, ddim_sampling_eta=1.0)
+    model.load_state_dict(torch.load(folder / "ema.pt", weights_only=True))
+    x = model.to(device).eval().sample(batch_size=count).permute(0, 2, 3, 1)
+    return (255 * x).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
 
 def lucidrains_parameters(config: UNetConfig, parameters: int) -> int:
     """How many parameters the network of `LucidrainsTraining` has."""
@@ -145,11 +179,18 @@ def lucidrains_parameters(config: UNetConfig, parameters: int) -> int:
     return _count(config, _width(config, parameters))
 
 
+def _lucidrains_model(config: UNetConfig, parameters: int, **settings: float) -> Any:
+    from denoising_diffusion_pytorch import GaussianDiffusion
+
+    unet = _lucidrains_unet(config, _width(config, parameters))
+    return GaussianDiffusion(unet, image_size=config.size, **settings)
+
+
 def _lucidrains_unet(config: UNetConfig, width: int) -> torch.nn.Module:
     from denoising_diffusion_pytorch import Unet
 
     mults = tuple(channels // config.block_out_channels[0] for channels in config.block_out_channels)
-    unet: torch.nn.Module = Unet(width, dim_mults=mults, channels=config.in_channels, dropout=config.dropout)
+    unet: torch.nn.Module = Unet(width, dim_mults=mults, channels=config.in_channels)
     return unet
 
 

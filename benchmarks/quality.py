@@ -1,6 +1,6 @@
-"""Time from a folder of pictures to a model as good as the bundled one, beside the loop of diffusers' example.
+"""Time from a folder of pictures to a model as good as the bundled one, beside the loops of diffusers and lucidrains.
 
-``python -m benchmarks.quality IMAGES OUT`` is that loop as a program: it trains on a folder and saves pipelines.
+``python -m benchmarks.quality PEER IMAGES OUT`` is such a loop as a program: it trains on a folder and saves models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import ddpm_cli
-from ddpm_cli.config import BUILTIN_DIGITS
+from ddpm_cli.config import BUILTIN_DIGITS, UNetConfig
 from ddpm_cli.denoiser import choose_device, choose_precision
 from ddpm_cli.pixels import encode_png, to_image
 from ddpm_cli.presets import PRESETS
@@ -28,7 +28,7 @@ from ddpm_cli.unet import build, init_weights
 
 from .convolutions import convolutions, run_both_ways
 from .measure import Table, apart
-from .peers import DiffusersTraining
+from .peers import DiffusersTraining, LucidrainsTraining, has_lucidrains, lucidrains_samples
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from judge_digits import Verdict, frechet, judge
@@ -36,23 +36,23 @@ from judge_digits import Verdict, frechet, judge
 ROOT = Path(__file__).parents[1]
 BATCH = PRESETS["tiny"].train.batch_size
 SIDE = 8  # pixels of the bundled digits
-OUR_STEPS = 4000
-PEER_STEPS = 6000  # of its schedule: with 1,797 digits 207 epochs, twice the example's default
-PEER_SECONDS = 600.0  # after which it is stopped
+STEPS = 6000  # at which the bundled model had seen as many images; twice as many as diffusers' example does by default
+PEER_SECONDS = 360.0  # after which a peer is stopped
 SAVE_EVERY = 100
-APART = 1.4  # each checkpoint that is judged took so many times as long as the one before
+APART = 1.3  # each checkpoint that is judged took so many times as long as the one before
 FIRST_SECONDS = 15.0
 SAMPLES = 1000
 SAMPLER_STEPS = 50
 NEAR = 1.1  # a distance of so many times the bundled model's counts as reaching it
-OURS, DIFFUSERS = "`ddpm train`", "diffusers"
+OURS, DIFFUSERS, LUCIDRAINS = "`ddpm train`", "diffusers", "lucidrains"
 GOALS = "as good as promised", f"Fréchet distance up to {NEAR} times the bundled model's"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint: its folder, its step, and the seconds from the start of its program until it was whole."""
+    """A checkpoint: whose, its folder, its step, and the seconds from the start of its program until it was whole."""
 
+    side: str
     folder: Path
     step: int
     seconds: float
@@ -75,15 +75,16 @@ class Judged:
 
 def tables() -> Iterator[Table]:
     """When each got there, and the way."""
-    bundled = _judge(Saved(Path(BUILTIN_DIGITS), 0, 0.0))
+    bundled = _judge(Saved(OURS, Path(BUILTIN_DIGITS), 0, 0.0))
     limit = NEAR * bundled.frechet
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = folder / "digits"
         _write(images)
-        ours = [_judge(saved) for saved in _spaced(_train(images, folder / "run"))]
-        theirs = [_judge(saved) for saved in _spaced(_peer(images, folder / "pipelines"))]
-    sides = {OURS: ours, DIFFUSERS: theirs}
+        ways = {OURS: _train(images, folder / "run"), DIFFUSERS: _peer(DIFFUSERS, images, folder / DIFFUSERS)}
+        if has_lucidrains():
+            ways[LUCIDRAINS] = _peer(LUCIDRAINS, images, folder / LUCIDRAINS)
+        sides = {side: [_judge(saved) for saved in _spaced(way)] for side, way in ways.items()}
     bare = _bare_step()
     rows = [
         (side, goal, *_arrival(way, [judged.reaches(limit)[i] for judged in way], bare))
@@ -94,10 +95,12 @@ def tables() -> Iterator[Table]:
         "From a folder to a good model",
         f"The bundled digits as PNGs, batches of {BATCH}, the network of `tiny`; one trains after the other. Time is "
         "from the start of the program, imports and reading included, to the first judged checkpoint that is as good. "
-        f"`ddpm train --no-flip` runs with its defaults for {OUR_STEPS:,} steps; diffusers is the loop of its "
-        f"unconditional example at its defaults (float32) with `--use_ema`, for {PEER_STEPS:,} steps or "
-        f"{PEER_SECONDS:.0f} s, reading the folder once. Judged are {SAMPLES:,} samples by {SAMPLER_STEPS} steps of "
-        "DDIM with eta 1 (tools/judge_digits.py). The promise is that of the bundled model: a classifier's confidence "
+        f"`ddpm train --no-flip` runs with its defaults for {STEPS:,} steps; diffusers is the loop of its "
+        "unconditional example at its defaults (float32) with `--use_ema`, lucidrains that of its Trainer with its "
+        "defaults (float32) and its own network of about as many parameters, both for as many steps or "
+        f"{PEER_SECONDS:.0f} s, reading the folder once. "
+        f"Judged are {SAMPLES:,} samples by {SAMPLER_STEPS} steps of DDIM with eta 1 "
+        "(tools/judge_digits.py). The promise is that of the bundled model: a classifier's confidence "
         "at least 0.95 of that on real digits, all ten digits, no copies. The limit is as many steps of the network's "
         "convolutions alone.",
         ("", "goal", "time", "steps", "the convolutions of these steps"),
@@ -136,29 +139,29 @@ def _write(images: Path) -> None:
 def _train(images: Path, run: Path) -> list[Saved]:
     settings = {
         "--preset": "tiny",
-        "--steps": OUR_STEPS,
+        "--steps": STEPS,
         "--save-every": SAVE_EVERY,
         "--sample-every": 0,
-        "--keep": OUR_STEPS,
+        "--keep": STEPS,
     }
     options = [str(part) for option in settings.items() for part in option]
     environment = {**os.environ, "DDPM_CACHE": str(run.with_name("cache"))}
     program = [sys.executable, "-m", "ddpm_cli", "train", str(images), "-o", str(run), "--no-flip"]
     began = time.time()
     subprocess.run([*program, *options], check=True, stderr=subprocess.DEVNULL, env=environment)
-    return _saved(run / "checkpoints", began)
+    return _saved(OURS, run / "checkpoints", began)
 
 
-def _peer(images: Path, out: Path) -> list[Saved]:
+def _peer(side: str, images: Path, out: Path) -> list[Saved]:
     began = time.time()
-    subprocess.run([sys.executable, "-m", "benchmarks.quality", str(images), str(out)], check=True, cwd=ROOT)
-    return _saved(out, began)
+    subprocess.run([sys.executable, "-m", "benchmarks.quality", side, str(images), str(out)], check=True, cwd=ROOT)
+    return _saved(side, out, began)
 
 
-def _saved(folder: Path, began: float) -> list[Saved]:
+def _saved(side: str, folder: Path, began: float) -> list[Saved]:
     """The checkpoints there, by their steps; each was whole when its folder got its name."""
     return [
-        Saved(path, int(path.name.removeprefix("step-")), path.stat().st_ctime - began)
+        Saved(side, path, int(path.name.removeprefix("step-")), path.stat().st_ctime - began)
         for path in sorted(folder.glob("step-*"))
     ]
 
@@ -173,8 +176,18 @@ def _spaced(way: Sequence[Saved]) -> Iterator[Saved]:
 
 
 def _judge(saved: Saved) -> Judged:
-    name = BUILTIN_DIGITS if saved.step == 0 else saved.folder
-    samples = ddpm_cli.load(str(name)).sample(SAMPLES, sampler="ddim", steps=SAMPLER_STEPS, eta=1.0, batch_size=250)
+    if saved.side == LUCIDRAINS:
+        samples = lucidrains_samples(
+            saved.folder,
+            _unet(),
+            parameters=_parameters(),
+            count=SAMPLES,
+            steps=SAMPLER_STEPS,
+            device=choose_device("auto"),
+        )
+    else:
+        model = ddpm_cli.load(str(saved.folder))
+        samples = model.sample(SAMPLES, sampler="ddim", steps=SAMPLER_STEPS, eta=1.0, batch_size=250)
     return Judged(saved, judge(samples), frechet(samples))
 
 
@@ -185,35 +198,41 @@ def _bare_step() -> float:
 
 def _convolutions(steps: int) -> Callable[[], object]:
     device = choose_device("auto")
-    unet = build(replace(PRESETS["tiny"].unet((SIDE, SIDE), 1), dropout=0.0), device)
+    unet = build(replace(_unet(), dropout=0.0), device)
     init_weights(unet, torch.Generator().manual_seed(0))
     layers = convolutions(unet, BATCH, choose_precision("auto", device), device)
     return lambda: run_both_ways(layers, steps)
 
 
-def train_as_diffusers_does(images: Path, out: Path) -> None:
-    """The loop of diffusers' example on a folder, of which it reads every picture once; saves pipelines in ``out``."""
-    from diffusers import DDPMPipeline
+def _unet() -> UNetConfig:
+    return PRESETS["tiny"].unet((SIDE, SIDE), 1)
 
+
+def _parameters() -> int:
+    return sum(p.numel() for p in build(_unet(), torch.device("meta")).parameters())
+
+
+def train_as(side: str, images: Path, out: Path) -> None:
+    """The loop of a peer on a folder, each picture of which it reads once; it saves models in ``out``."""
     began = time.monotonic()
     torch.manual_seed(0)
     pixels = np.stack([np.asarray(Image.open(path))[:, :, None] for path in sorted(images.iterdir())])
-    config = PRESETS["tiny"].unet((SIDE, SIDE), 1)
-    training = DiffusersTraining(config, pixels, batch=BATCH, steps=PEER_STEPS, device=choose_device("auto"), ema=True)
-    for step in range(1, PEER_STEPS + 1):
+    device = choose_device("auto")
+    training: DiffusersTraining | LucidrainsTraining
+    if side == LUCIDRAINS:
+        training = LucidrainsTraining(_unet(), pixels, batch=BATCH, parameters=_parameters(), device=device, flip=False)
+    else:
+        training = DiffusersTraining(_unet(), pixels, batch=BATCH, steps=STEPS, device=device, ema=True)
+    for step in range(1, STEPS + 1):
         training.step()
         late = time.monotonic() - began > PEER_SECONDS
         if step % SAVE_EVERY == 0 or late:
-            assert training.ema is not None
-            training.ema.store(training.unet.parameters())
-            training.ema.copy_to(training.unet.parameters())
             staged = out / f"tmp-{step}"
-            DDPMPipeline(training.unet, training.scheduler).save_pretrained(staged)
+            training.save(staged)
             staged.rename(out / f"step-{step:08d}")
-            training.ema.restore(training.unet.parameters())
         if late:
             return
 
 
 if __name__ == "__main__":
-    train_as_diffusers_does(Path(sys.argv[1]), Path(sys.argv[2]))
+    train_as(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
