@@ -228,7 +228,7 @@ def _life(store: Store, world: World) -> str:
         answers = [f"{me}/{rank}" for rank in range(1, world.size)]
         while not store.check(answers):
             time.sleep(_POLL_SECONDS[1])
-        store.set(f"{me}/known", b" ".join(store.get(answer) for answer in answers))
+        store.set(f"{me}/known", " ".join(store.get(answer).decode() for answer in answers))
         return me
     while True:
         if store.check(["life"]):
