@@ -387,15 +387,12 @@ def test_the_pack_of_a_source_that_changed_is_found_by_its_digest(folder: Path, 
     assert data.former_pack(source, (8, 8), CHANNELS) is None
     second = pack(folder)
     assert (len(second), data.former_pack(source, SIZE, CHANNELS)) == (192, None)
-    found = data.find_pack(first.digest)
+    found = data.former_pack(source, SIZE, CHANNELS, first.digest)
     assert found is not None
     np.testing.assert_array_equal(found.take(range(193)), pixels)
-    assert data.find_pack("images-blake2b-256:none") is None
+    assert data.former_pack(source, SIZE, CHANNELS, second.digest) is None
+    assert data.former_pack(source, SIZE, CHANNELS, "images-blake2b-256:none") is None
     for path in cache.rglob("images-*"):
         if path.stat().st_size == 200 * ROW:
             os.truncate(path, 100)
-    assert data.find_pack(first.digest) is None
-
-
-def test_a_cache_that_is_not_there_has_no_pack() -> None:
-    assert data.find_pack("images-blake2b-256:none") is None
+    assert data.former_pack(source, SIZE, CHANNELS, first.digest) is None

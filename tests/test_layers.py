@@ -123,6 +123,7 @@ WITH_TORCH = {
     "cli.progressing",
     "cli.publishing",
     "cli.sampling",
+    "cli.sharing",
     "cli.training",
 }
 

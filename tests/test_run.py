@@ -452,10 +452,32 @@ def test_other_settings_exit_2_and_change_nothing(ddpm: Ddpm, tmp_path: Path, pi
     assert re.search(r"train\.lr was 0\.\d+ and is now 0\.5", other.stderr)
     assert "train.seed was 0 and is now 7" in other.stderr
     np.save(pictures, np.zeros((13, 8, 8), np.uint8))
+    shutil.rmtree(tmp_path / "ddpm-cache")  # or it would go on with the images of then
     changed = ddpm(*command)
     assert changed.returncode == 2
     assert "the images are others" in changed.stderr
     assert contents(tmp_path / "run") == before
+
+
+def test_a_run_goes_on_with_the_images_it_began_with(
+    ddpm: Ddpm, tmp_path: Path, pictures: Path, tiny_run: Path
+) -> None:
+    def command(name: str, steps: str) -> tuple[str | Path, ...]:
+        return ("train", pictures, "-o", name, "--from", tiny_run, *TINY, "--steps", steps)
+
+    for name, steps in (("whole", "4"), ("parts", "2")):
+        assert ddpm(*command(name, steps)).returncode == 0
+    np.save(pictures, np.zeros((14, 8, 8), np.uint8))
+    more = ddpm(*command("parts", "4"))
+    assert more.returncode == 0, more.stderr
+    assert (
+        "has changed since the run began: it goes on with the 13 images of then; a new run (-o) would take the 14"
+        in (" ".join(more.stderr.split()))
+    )
+    assert differences(*(read_snapshot(newest(tmp_path / name) or tmp_path) for name in ("whole", "parts"))) == []
+    new = ddpm(*command("new", "2"))
+    assert new.returncode == 0
+    assert "has changed since it was packed: 13 images then, 14 now; it is packed again" in " ".join(new.stderr.split())
 
 
 def test_a_dry_run_writes_nothing_into_a_run(ddpm: Ddpm, tmp_path: Path, pictures: Path, tiny_run: Path) -> None:

@@ -21,6 +21,7 @@ from conftest import Ddpm
 from ddpm_cli.pixels import grid
 from ddpm_cli.recipe import Recipe
 from ddpm_cli.ui.pictures import encode_animation
+from nursery import Nursery, wait_until
 
 FP32 = ("--precision", "fp32", "--device", "cpu")
 
@@ -52,6 +53,37 @@ def test_images_do_not_depend_on_their_batch(
     done = ddpm("sample", "-m", tiny_run, "-n", "10", "-o", "s.npy", "--batch-size", batch_size, *FP32)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), expected)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("output", ["s.npz", "sheet.png", "chain.gif", "out", "-"])
+@pytest.mark.parametrize("sampler", ["ddpm", "langevin"])
+def test_several_processes_make_the_bytes_of_one(
+    nursery: Nursery, ddpm_env: dict[str, str], tiny_run: Path, tmp_path: Path, output: str, sampler: str, count: int
+) -> None:
+    command = ["sample", "-m", tiny_run, "-n", "11", "-o", output, "--batch-size", "2", "--sampler", sampler]
+    made = []
+    for processes in (1, count):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        children = nursery.ranks(processes, *command, "--device", "cpu", env=ddpm_env, cwd=folder)
+        assert [child.wait() for child in children] == [0] * processes, children[0].stderr
+        files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        made.append((children[0].out.read_bytes(), files))
+        assert all(child.out.read_bytes() + child.err.read_bytes() == b"" for child in children[1:])
+    assert made[0] == made[1]
+    assert any(made[0])
+
+
+def test_of_several_processes_one_that_ends_stops_the_others(
+    nursery: Nursery, ddpm_env: dict[str, str], tiny_run: Path, tmp_path: Path
+) -> None:
+    command = ["sample", "-m", tiny_run, "-n", "100000", "-o", "out", "--batch-size", "4", "--device", "cpu"]
+    children = nursery.ranks(2, *command, env=ddpm_env, cwd=tmp_path)
+    wait_until(lambda: len([*tmp_path.glob("out/*.png")]) > 8, "images")
+    children[1].kill()
+    assert children[0].wait() == 1
+    assert "another process that shared the work has ended" in children[0].stderr
 
 
 def test_a_folder_gets_a_file_an_image(ddpm: Ddpm, tiny_run: Path, tmp_path: Path, expected: np.ndarray) -> None:

@@ -232,6 +232,14 @@ def check_folder(folder: Path, config: RunConfig) -> None:
         )
 
 
+def data_digest(folder: Path) -> str | None:
+    """The digest of the images that the run in a folder was trained on; None if there is no run with checkpoints."""
+    if not any((folder / "checkpoints").glob("step-*")) or not (folder / "config.json").is_file():
+        return None
+    data = read_json(folder / "config.json").get("data")
+    return str(data["digest"]) if isinstance(data, dict) and "digest" in data else None
+
+
 def _steps(
     folder: Path, training: Training, cadence: Cadence, images: Images, past: Provenance, stop: threading.Event
 ) -> Iterator[Progress]:

@@ -32,6 +32,7 @@ def open_images(
     channels: int | None,
     limit: int,
     must_fit: str = "",
+    wanted: str = "",
     world: World = ALONE,
 ) -> Images:
     """The images of a source, packed; says what was found, skipped and changed.
@@ -40,23 +41,39 @@ def open_images(
         size: (height, width); None chooses, at most ``limit`` a side.
         channels: 1, 3 or 4; None chooses.
         must_fit: whose size and channels these are, "the model's": then images of others are refused, not changed.
+        wanted: the digest of the images that a run began with: if the source has changed since, and they are still
+            packed, it gets those.
         world: processes that all open them: one packs, and the others of a machine find the pack.
     """
     for turn in range(TURNS if world.size > 1 else 1):
         with world.together():
             if turn == world.turn:
-                images = _opened(name, screen, size, channels, limit, must_fit)
+                images = _opened(name, screen, size, channels, limit, must_fit, wanted)
     return images
 
 
 def _opened(
-    name: str, screen: Screen, size: tuple[int, int] | None, channels: int | None, limit: int, must_fit: str
+    name: str,
+    screen: Screen,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    limit: int,
+    must_fit: str,
+    wanted: str,
 ) -> Images:
     source = find_source(name)
     survey = shown(scan(source), screen)
     if must_fit and size and channels:
         _check_fit(name, survey, size, channels, must_fit)
-    return _packed(name, source, survey, size or auto_size(survey, limit), channels or auto_channels(survey), screen)
+    size, channels = size or auto_size(survey, limit), channels or auto_channels(survey)
+    if wanted and (former := former_pack(source, size, channels, wanted)) is not None:
+        then, now = plural(len(former), "image"), f"{survey.images:,}"
+        screen.warn(
+            f"{printable(name)} has changed since the run began: it goes on with the {then} of then; a new run (-o) "
+            f"would take the {now} of now"
+        )
+        return former
+    return _packed(name, source, survey, size, channels, screen)
 
 
 def open_at_their_size(name: str, screen: Screen) -> Images:

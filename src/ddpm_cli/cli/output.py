@@ -89,12 +89,15 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class BatchStep:
-    """A step of the chains of the images at ``places``: they are now at t; x_t and x_0_hat are (B, C, H, W)."""
+    """A step of the chains of the images at ``places``: they are now at t; x_t is (B, C, H, W).
+
+    x_0_hat is too; None for what another process has made.
+    """
 
     places: range
     t: int
     x_t: torch.Tensor
-    x_0_hat: torch.Tensor
+    x_0_hat: torch.Tensor | None
 
 
 def check_destination(to: Destination) -> None:
@@ -163,6 +166,15 @@ def watched(
     return screen.progress(steps, total, label, picture=_seen if preview else None)
 
 
+def shown_steps(to: Destination, chain: list[int]) -> list[int]:
+    """The t, descending to 0, at which the images of chains are written: their ends, or many for an animation.
+
+    Args:
+        chain: the steps of the chain, ascending.
+    """
+    return chain_frames([0, *chain[:-1]]) if to.suffix in ANIMATIONS and not to.is_folder else [0]
+
+
 def write_pictures(
     to: Destination, pictures: Pictures, steps: Iterator[BatchStep], chain: list[int], screen: Screen
 ) -> Iterator[Path | bytes]:
@@ -175,8 +187,7 @@ def write_pictures(
         ends = (Cells(step.places, pixels_of(step.x_t)) for step in steps if step.t == 0)
         yield from _write_files(to, pictures, ends, screen)
         return
-    shown = chain_frames([0, *chain[:-1]]) if to.suffix in ANIMATIONS else [0]
-    frames = _frames(steps, shown, to, screen)
+    frames = _frames(steps, shown_steps(to, chain), to, screen)
     if to.preview:
         screen.picture(_sheet(frames[-1][:PREVIEWED]))
     if to.suffix in (".npy", ".npz"):
@@ -271,7 +282,7 @@ def _frames(steps: Iterator[BatchStep], shown: list[int], to: Destination, scree
     except BaseException:
         _rescue(list(frames[0].values()), to, screen)
         raise
-    return [np.concatenate(list(parts.values())) for parts in frames.values()]
+    return [np.concatenate([parts[place] for place in sorted(parts)]) for parts in frames.values()]
 
 
 def _rescue(finished: list[Pixels], to: Destination, screen: Screen) -> None:

@@ -72,6 +72,7 @@ def _columns(steps: Iterator[BatchStep], left: dict[int, int], times: tuple[int,
         for column, t in enumerate(times):
             places = [place * len(times) + column for place in step.places]
             if t == left[step.t]:
+                assert step.x_0_hat is not None, "these are chains of this process"
                 yield Cells(places, pixels_of(step.x_0_hat))
             elif t == step.t == 0:
                 yield Cells(places, pixels_of(step.x_t))

@@ -61,12 +61,13 @@ def command(
     Image i of a seed does not depend on how many images are made, or, but for the rounding of bf16, on the batch
     size. PNGs carry their settings, and --like makes the same again from them.
     """
+    from ..distributed import rank
     from ..recipe import Recipe
     from ..ui.console import Screen, log_to
     from .output import Destination
     from .sampling import sample
 
-    screen = Screen(verbosity)
+    screen = Screen(verbosity if rank() == 0 else -1)
     log_to(screen)
     options["rows"], options["columns"] = cells or (None, None)
     options["precision"] = None if precision == "auto" else precision

@@ -24,7 +24,7 @@ from ..fitting import fit
 from ..memory import keep_freed_memory
 from ..pixels import COLOURS
 from ..plan import Plan, TrainOptions, check, plan
-from ..run import Progress, check_folder, check_same, run
+from ..run import Progress, check_folder, check_same, data_digest, run
 from ..train import Execution
 from ..ui.console import Screen, as_json, duration, plural, size
 from . import SIGNALS
@@ -103,7 +103,12 @@ class Job:
             size = size or start.unet.size
             channels = channels or start.unet.in_channels
         limit = 32 if device == "cpu" else 64
-        return open_images(self.images, screen, size=size, channels=channels, limit=limit, world=world)
+        wanted = ""
+        with world.together():
+            if world.rank == 0:  # others may not see the folder
+                wanted = data_digest(self.folder) or ""
+        wanted = world.gather(wanted.encode())[0].decode()
+        return open_images(self.images, screen, size=size, channels=channels, limit=limit, wanted=wanted, world=world)
 
     def _announce(
         self, screen: Screen, images: Images, what: Plan, price: Cost, device: str, execution: Execution

@@ -13,7 +13,7 @@ from .cache import cache_folder
 from .find import builtin, find_source
 from .images import Images
 from .order import reading_order
-from .pack import discard_pack, find_pack, former_pack, pack
+from .pack import discard_pack, former_pack, pack
 from .source import ACCEPTED, Skip, Source
 from .survey import Spread, Survey, auto_channels, auto_size, scan
 
@@ -30,7 +30,6 @@ __all__ = [
     "builtin",
     "cache_folder",
     "discard_pack",
-    "find_pack",
     "find_source",
     "former_pack",
     "open_images",

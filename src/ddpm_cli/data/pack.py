@@ -78,22 +78,22 @@ def pack(
     return Stage(label, source.extent, _pack(job, workers), in_bytes=source.count is None)
 
 
-def find_pack(digest: str) -> Images | None:
-    """The images of this digest from the cache, where they stay for a while even if their source has changed."""
-    for path in cache.packs():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if Manifest.read(path).digest == digest and (images := open_pack(path)) is not None:
-                cache.mark_used(path / MANIFEST)
-                return images
-    return None
+def former_pack(source: Source, size: tuple[int, int], channels: int, digest: str = "") -> Images | None:
+    """The pack of an earlier state of a source, if there is none of its present state, or that has not this digest.
 
-
-def former_pack(source: Source, size: tuple[int, int], channels: int) -> Images | None:
-    """The pack of an earlier state of a source, if it has none of its present one."""
+    It is the one of the digest, or the last if none is given, and stays in the cache until nobody has opened it for a
+    while.
+    """
     path = cache.pack_path(source, size, channels)
-    if isinstance(source, Packed) or open_pack(path) is not None:
+    present = None if isinstance(source, Packed) else open_pack(path)
+    if isinstance(source, Packed) or (present is not None and digest in ("", present.digest)):
         return None
-    return next(filter(None, map(open_pack, cache.former_packs(path))), None)
+    for folder in cache.former_packs(path):
+        images = open_pack(folder)
+        if images is not None and digest in ("", images.digest):
+            cache.mark_used(folder / MANIFEST)
+            return images
+    return None
 
 
 def discard_pack(folder: Path) -> None:
