@@ -173,7 +173,7 @@ def test_a_folder_that_rank_0_refuses_stops_all(nursery: Nursery, ddpm_env: dict
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
     children = nursery.ranks(2, *command(), env=ddpm_env, cwd=tmp_path)
-    assert codes(children) == [2, 1]
+    assert codes(children) == [2, 8]
     assert "is not empty and holds no run" in children[0].stderr
     assert (
         children[1].stderr == "error: another of the processes has failed, so this one stops; it has said why itself\n"
@@ -221,9 +221,9 @@ def faulty(arguments: list[str]) -> int:
     ("fault", "expected", "said"),
     [
         ("nan@1", [5, 5], "step 4: the loss or its gradient is not finite"),
-        ("unreadable@1", [1, 3], "another of the processes has failed"),
-        ("unreadable@0", [3, 1], "the pack was cut"),
-        ("killed@1", [1, -9], "another process that shared the work has ended"),
+        ("unreadable@1", [8, 3], "another of the processes has failed"),
+        ("unreadable@0", [3, 8], "the pack was cut"),
+        ("killed@1", [8, -9], "another process that shared the work has ended"),
         ("SIGTERM@1", [0, 143], "stopped at step 3 of 6, saved"),
         ("SIGINT@0", [130, 0], "stopped at step 3 of 6, saved"),
     ],
@@ -244,7 +244,7 @@ def test_what_happens_to_one_stops_all_and_is_saved(
 def test_rank_0_dying_while_it_saves(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path) -> None:
     options = command("--save-every", "2")
     children = nursery.ranks(2, *options, env=ddpm_env | {"FAULT": "dying@0"}, cwd=tmp_path, by=faulty)
-    assert codes(children) == [-9, 1]
+    assert codes(children) == [-9, 8]
     assert step_saved(tmp_path / "run") == 2
     again = nursery.ranks(2, *options, env=ddpm_env, cwd=tmp_path)
     assert codes(again) == [0, 0], again[0].stderr
@@ -258,7 +258,7 @@ def test_another_rank_dying_while_rank_0_saves(nursery: Nursery, ddpm_env: dict[
     wait_until(lambda: len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) > 1, "checkpoints")
     wait_until(lambda: bool(list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))), "one in the making")
     children[1].kill()
-    assert codes(children) == [1, -9]
+    assert codes(children) == [8, -9]
     assert not list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
     assert step_saved(tmp_path / "run") == metrics(tmp_path / "run")[-1]["step"]
 

@@ -328,7 +328,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
         if isinstance(error, type) and issubclass(error, errors.DdpmError)
     }
     assert {name: int(code) for code, name in rows if name} == ours
-    assert [int(code) for code, _ in rows] == [*range(8)]
+    assert [int(code) for code, _ in rows] == [*range(9)]
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 7])

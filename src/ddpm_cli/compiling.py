@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from .data import cache_folder
-from .errors import ArgumentError, LostPeerError
+from .errors import ArgumentError, PeerError
 from .train import HostBatch, Training
 
 REHEARSALS = 3
@@ -44,7 +44,7 @@ def compile_if_faster(training: Training, batch: HostBatch) -> Compiled:
 
     Raises:
         ArgumentError: PyTorch cannot compile it here, for want of a C++ compiler for example.
-        LostPeerError: another process has ended.
+        PeerError: another process has ended.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     training.rehearse(batch)
@@ -53,7 +53,7 @@ def compile_if_faster(training: Training, batch: HostBatch) -> Compiled:
     training.unet.compile(dynamic=False)
     try:
         training.rehearse(batch)
-    except LostPeerError:
+    except PeerError:
         raise
     except Exception as error:  # whatever the compiler's many parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ArgumentError, LostPeerError, PeerError
+from .errors import ArgumentError, PeerError
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class World:
         """The sum of the arrays of this shape and type that all processes hand in. Can be interrupted while it waits.
 
         Raises:
-            LostPeerError: another process has ended.
+            PeerError: another process has ended.
         """
         if self.size == 1:
             return array
@@ -132,25 +132,23 @@ class World:
         """
         try:
             yield
-        except LostPeerError:
-            raise
-        except BaseException:
-            with contextlib.suppress(LostPeerError):
-                self.any(True)
+        except BaseException as error:
+            if not (isinstance(error, PeerError) and error.lost):
+                with contextlib.suppress(PeerError):
+                    self.any(True)
             raise
         if self.any(False)[0]:
             raise PeerError("another of the processes has failed, so this one stops; it has said why itself")
 
     @contextlib.contextmanager
     def talking(self) -> Iterator[None]:
-        """Within, what the libraries raise because another process has ended is a `LostPeerError`."""
+        """Within, what the libraries raise because another process has ended is a `PeerError`."""
         try:
             yield
         except RuntimeError as error:
             if self.size > 1 and _is_of_a_peer(error):
-                raise LostPeerError(
-                    "another process that shared the work has ended, so this one cannot go on"
-                ) from error
+                message = "another process that shared the work has ended, so this one cannot go on"
+                raise PeerError(message, lost=True) from error
             raise
 
 

@@ -49,8 +49,14 @@ class DiskError(DdpmError):
 
 
 class PeerError(DdpmError):
-    """Another of the processes that share the work has failed."""
+    """Another of the processes that share the work has failed (exit code 8).
 
+    Args:
+        lost: whether it has ended without a word, or cannot be reached.
+    """
 
-class LostPeerError(PeerError):
-    """Another of the processes that share the work has ended, or cannot be reached."""
+    exit_code = 8
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost

@@ -21,7 +21,7 @@ from .data import Images
 from .denoiser import Denoiser
 from .diffusion.process import Diffusion
 from .distributed import World
-from .errors import ArgumentError, DdpmError, DiskError, DivergedError, LostPeerError
+from .errors import ArgumentError, DdpmError, DiskError, DivergedError, PeerError
 from .files import check_space, disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from .sampling import Sampling
@@ -166,7 +166,7 @@ def check_same(config: RunConfig, cadence: Cadence, world: World) -> None:
 
     Raises:
         ArgumentError: names the first that differs from rank 0, the settings, and both values of each.
-        LostPeerError: another process has ended.
+        PeerError: another process has ended.
     """
     mine = config.to_json() | {"cadence": asdict(cadence), "torch": torch.__version__}
     first, *others = (json.loads(text) for text in world.gather(json.dumps(mine).encode()))
@@ -267,10 +267,10 @@ def _steps(
             preview = _preview(folder, training) if writes and _due(step, cadence.sample_every) else None
             yield Progress(step, True, report, checkpoint, preview)
     except DdpmError as error:
-        # What is there is whole, but on a GPU, where steps may be under way that will never end or went wrong.
-        if saved < training.step and (
-            training.device.type == "cpu" or not isinstance(error, LostPeerError | DivergedError)
-        ):
+        # What is there is whole, unless it is on a GPU, where steps may be under way that went wrong or will never end.
+        lost = isinstance(error, PeerError) and error.lost
+        unsure = training.device.type != "cpu" and (lost or isinstance(error, DivergedError))
+        if saved < training.step and not unsure:
             save()
         raise
     if saved != training.step or saved == 0:

@@ -169,7 +169,7 @@ class Training:
         """Give all processes what rank 0 has, when it has restored a snapshot or started from weights.
 
         Raises:
-            LostPeerError: another process has ended.
+            PeerError: another process has ended.
         """
         world = self.execution.world
         self.step, self._loss_count = world.sum(np.array([self.step, self._loss_count]) * (world.rank == 0)).tolist()
@@ -205,7 +205,7 @@ class Training:
 
         Raises:
             DivergedError: the loss or a gradient is not finite, as a CPU knows at once. Nothing has changed then.
-            LostPeerError: another process has ended. Nothing has changed then.
+            PeerError: another process has ended. Nothing has changed then.
         """
         step, config = self.step + 1, self.config
         for group in self.optimizer.param_groups:
@@ -307,7 +307,7 @@ class Training:
 
 
 def train(
-    training: Training, images: Images, *, steps: int, log_every: int, stop: Callable[[], bool]
+    training: Training, images: Images, *, steps: int, log_every: int = 1, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[StepReport | None]:
     """Advance to step ``steps``, or until ``stop`` is true in this or another process, which is asked before each step.
 

@@ -22,7 +22,7 @@ def shared_chains(
     Batches stay what they are with one process, so that the images are the same to the last bit.
 
     Raises:
-        LostPeerError: another process has ended.
+        PeerError: another process has ended.
     """
     for first in range(0, len(batches), world.size):
         round_ = batches[first : first + world.size]
