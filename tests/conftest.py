@@ -73,7 +73,7 @@ class Ddpm(Protocol):
 
 def clean_environment(folder: Path) -> dict[str, str]:
     """An environment for the program in which neither the user's settings nor a network play a part."""
-    ours = ("DDPM_", "_DDPM_", "HF_", "COLUMNS", "LINES", "FORCE_COLOR", "PYTHONWARNINGS")
+    ours = ("DDPM_", "_DDPM_", "HF_", "TORCHINDUCTOR_", "COLUMNS", "LINES", "FORCE_COLOR", "PYTHONWARNINGS")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return env | {
         "DDPM_CACHE": str(folder / "ddpm-cache"),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from PIL import Image
 
 from conftest import Ddpm
+from ddpm_cli.compiling import Compiled
 
 TINY = ("--batch-size", "4", "--steps", "3", "--sample-every", "0", "--device", "cpu", "--precision", "fp32")
 
@@ -172,3 +177,49 @@ def test_bad_input(ddpm: Ddpm, photos: Path, tmp_path: Path, options: list[str],
         assert word in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path for path in tmp_path.rglob("*") if "ddpm-cache" not in str(path)) == before
+
+
+# Compiled networks.
+
+
+def train_afresh(env: dict[str, str], folder: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    """In a process that is not forked: PyTorch's compiler reads the environment when it is imported."""
+    command = [sys.executable, "-m", "ddpm_cli", "train", "builtin:digits", *options]
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def test_a_network_that_cannot_be_compiled(ddpm_env: dict[str, str], tiny_run: Path, tmp_path: Path) -> None:
+    options = ("--from", tiny_run, "-o", "run", "--batch-size", "4", "--steps", "2", "--device", "cpu", "--compile")
+    done = train_afresh(ddpm_env | {"CXX": "/nonexistent"}, tmp_path, *options)
+    assert done.returncode == 2, done.stderr
+    assert "--compile: PyTorch cannot compile this network here" in done.stderr
+    assert "install a C++ compiler (g++), or leave out --compile" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_a_compiled_network_trains_as_the_other_does(ddpm_env: dict[str, str], tiny_run: Path, tmp_path: Path) -> None:
+    options = ["--batch-size", "8", "--steps", "6", "--log-every", "1", "--sample-every", "0", "--precision", "fp32"]
+    options += ["--dropout", "0.2", "--device", "cpu"]
+    said = []
+    for folder, more in (("plain", []), ("first", ["--compile"]), ("second", ["--compile"])):
+        done = train_afresh(ddpm_env, tmp_path, "--from", tiny_run, "-o", folder, *options, *more)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in ("plain", "first", "second")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-3)
+    for text in said[1:]:
+        assert re.search(r"compiled in .*pays from [\d,]+ steps on|not used: compiling took", " ".join(text.split()))
+    assert any((tmp_path / "ddpm-cache" / "compiled").iterdir()), "kept for the next run"
+
+
+def test_what_compiling_came_to() -> None:
+    faster, slower = Compiled(60.0, 0.5, 0.4), Compiled(60.0, 0.4, 0.5)
+    assert faster.kept
+    assert faster.steps_to_earn == 600
+    assert not slower.kept

@@ -37,16 +37,21 @@ class Compiled:
         return round(self.seconds / (self.before - self.after))
 
 
+def keep_compiled() -> None:
+    """Have PyTorch keep what it compiles in the cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
+
+    To be called before any network is made: PyTorch settles the folder when it imports its compiler, which Adam does.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+
+
 def compile_if_faster(training: Training, batch: HostBatch) -> Compiled:
     """Compile the network of a training, rehearse its next step both ways, and keep the faster. No weight changes.
-
-    What is compiled is kept in the cache folder for the next run, unless TORCHINDUCTOR_CACHE_DIR names another.
 
     Raises:
         ArgumentError: PyTorch cannot compile it here, for want of a C++ compiler for example.
         PeerError: another process has ended.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     training.rehearse(batch)
     before = min(training.rehearse(batch) for _ in range(REHEARSALS))
     began = time.perf_counter()

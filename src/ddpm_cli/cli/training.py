@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import StoredModel, newest
-from ..compiling import Compiled
+from ..compiling import Compiled, keep_compiled
 from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
@@ -48,6 +48,8 @@ class Job:
     def run(self, screen: Screen, *, dry_run: bool, as_json: bool) -> int:
         """Do it; returns the exit code: 0, or 128 + the signal that stopped it after a clean save."""
         keep_freed_memory()
+        if self.options.compile:
+            keep_compiled()
         device = choose_device(local_device(self.device))
         start = find_model(self.start, screen) if self.start else None
         check(self.options, start)
@@ -79,6 +81,8 @@ class Job:
         if dry_run:
             _print_json(_as_dict(what, price, execution)) if as_json and world.rank == 0 else None
             return 0
+        if what.compile:
+            screen.say("compiling the network first, which takes a minute or more, and less the next time")
         with stopping(alone=world.size == 1) as interruption:
             progress = run(
                 self.folder,
