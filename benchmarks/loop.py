@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ddpm_cli.batches import batch_at
 from ddpm_cli.data import Images
 from ddpm_cli.denoiser import choose_device, choose_precision
 from ddpm_cli.presets import PRESETS, Preset
 from ddpm_cli.run import Cadence, RunConfig, run
-from ddpm_cli.train import Training, batch_at
+from ddpm_cli.train import Training
 
 from .measure import Table
 
@@ -58,7 +59,7 @@ def _row(name: str, preset: Preset, device: torch.device) -> tuple[str, ...]:
             began = time.perf_counter()
             next(steps)
             between = time.perf_counter()
-            bare._backward(ready)
+            bare._backward(ready, 1)
             bare.optimizer.step()
             bare.optimizer.zero_grad(set_to_none=True)
             bare.check()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,7 +127,7 @@ def _ours(case: Case, device: torch.device) -> Callable[[], object]:
     config = replace(preset.train, batch_size=case.batch, precision=choose_precision("auto", device))
     training = Training(case.unet(), preset.diffusion(), config, device)
     images = Images.from_array(case.pixels())
-    steps = train(training, images, steps=FOR_EVER, log_every=case.steps, stop=threading.Event())
+    steps = train(training, images, steps=FOR_EVER, log_every=case.steps)
 
     def run() -> None:
         assert list(itertools.islice(steps, case.steps))[-1] is not None  # a report, for which it waits for the device

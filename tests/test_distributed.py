@@ -18,10 +18,10 @@ import pytest
 import ddpm_cli.run
 import ddpm_cli.train
 from conftest import Ddpm
+from ddpm_cli.batches import HostBatch
 from ddpm_cli.checkpoint import newest, read_snapshot
 from ddpm_cli.cli import run as run_cli
 from ddpm_cli.errors import InputError
-from ddpm_cli.train import HostBatch
 from nursery import Child, Nursery, wait_until
 
 SOON = 30  # seconds within which a process ends after another; a busy machine needs some for the save

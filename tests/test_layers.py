@@ -45,6 +45,7 @@ LAYERS = {
     "steering": 4,
     "evaluate": 3,
     "neighbors": 3,
+    "batches": 3,
     "train": 3,
     "model": 4,
     "run": 4,
@@ -73,6 +74,7 @@ NEIGHBOURS = {
     "plan": {"run"},  # a plan is a run that is not yet one
     "run": {"compiling"},
     "fitting": {"plan", "run"},
+    "train": {"batches"},
     "cost": {"fitting", "plan", "run"},
     "info": {"model", "published"},
     "pause": {"model"},

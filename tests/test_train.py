@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_cli import rng
+from ddpm_cli.batches import batch_at
 from ddpm_cli.checkpoint import Snapshot
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.data import Images
 from ddpm_cli.diffusion.schedule import from_config
 from ddpm_cli.dropout import draw_masks
 from ddpm_cli.errors import DivergedError
-from ddpm_cli.train import HERE, Execution, StepReport, Training, batch_at, train
+from ddpm_cli.train import HERE, Execution, StepReport, Training, train
 from ddpm_cli.unet import UNet
 from models import DIFFUSION, random_unet, tiny
 from test_checkpoint import differences

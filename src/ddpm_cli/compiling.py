@@ -6,9 +6,10 @@ import os
 import time
 from dataclasses import dataclass
 
+from .batches import HostBatch
 from .data import cache_folder
 from .errors import ArgumentError, PeerError
-from .train import HostBatch, Training
+from .train import Training
 
 REHEARSALS = 3
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .batches import HostBatch
 from .config import UNetConfig
 from .distributed import World, processes_here
 from .errors import InputError
 from .plan import Plan
 from .run import RunConfig
-from .train import Execution, HostBatch, Training
+from .train import Execution, Training
 from .unet import build, parameter_count
 
 BYTES_A_PARAMETER = 20  # weight, gradient, two moments and the average, all float32

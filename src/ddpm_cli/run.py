@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import __version__, generate
+from .batches import batch_at
 from .checkpoint import Provenance, StoredModel, newest, publish, read_json, read_provenance, read_snapshot, run_lock
 from .compiling import Compiled, compile_if_faster
 from .config import DiffusionConfig, TrainConfig, UNetConfig
@@ -25,7 +26,7 @@ from .errors import ArgumentError, DdpmError, DiskError, DivergedError, PeerErro
 from .files import check_space, disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from .sampling import Sampling
-from .train import HERE, Execution, StepReport, Training, batch_at, train
+from .train import HERE, Execution, StepReport, Training, train
 
 SCHEMA = 1
 PREVIEWS = 16

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from . import rng
+from .batches import HostBatch, batch_at
 from .checkpoint import MOMENTS, Snapshot
 from .config import DiffusionConfig, TrainConfig, UNetConfig
-from .data import Images, reading_order
+from .data import Images
 from .denoiser import Denoiser, Precision
 from .diffusion.bound import LOSSES
 from .diffusion.process import Diffusion
@@ -79,19 +79,6 @@ class StepReport:
     grad_norm: float
     images_per_second: float
     seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class HostBatch:
-    """One step's inputs, drawn on the host: images uint8 (B, H, W, C), t int64 (B,), eps float32 (B, C, H, W).
-
-    They are the batch's rows from ``first`` on.
-    """
-
-    first: int
-    images: torch.Tensor
-    t: npt.NDArray[np.int64]
-    eps: torch.Tensor
 
 
 HERE = Execution()
@@ -348,30 +335,3 @@ def train(
             speed = (training.step - last_step) * config.batch_size / max(now - last_time, 1e-9)
             last_step, last_time = training.step, now
             yield training.report(now - began, speed)
-
-
-def batch_at(
-    images: Images, config: TrainConfig, T: int, step: int, rows: range | None = None, *, pin: bool = False
-) -> HostBatch:
-    """The inputs of optimizer step ``step`` = 1, 2, ...: a pure function of it.
-
-    The data set is read in a new random order each epoch, without a gap: a batch may span two epochs, or many where
-    there are fewer images than the batch has places.
-
-    Args:
-        rows: which of the batch's, neighbours; None for all.
-    """
-    _, height, width, channels = images.shape
-    size, seed = config.batch_size, config.seed
-    rows = range(size) if rows is None else rows
-    mine = slice(rows.start, rows.stop)
-    pixels = images.take(reading_order(images.shape, seed, np.arange((step - 1) * size, step * size)[mine]))
-    if config.flip:
-        mirrored = rng.integers(0, 2, size, seed, "flip", step)[mine].astype(bool)
-        pixels[mirrored] = pixels[mirrored, :, ::-1]
-    t = rng.integers(1, T + 1, size, seed, "t", step)[mine]
-    eps = rng.normal_batch((channels, height, width), seed, "eps", [(step, row) for row in rows])
-    tensors = torch.from_numpy(pixels), torch.from_numpy(eps)
-    if pin:
-        tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
-    return HostBatch(rows.start, tensors[0], t, tensors[1])

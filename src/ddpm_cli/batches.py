@@ -1,0 +1,53 @@
+"""The inputs of a training step, as a pure function of the step: which images, which flips, t and eps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import rng
+from .config import TrainConfig
+from .data import Images, reading_order
+
+
+@dataclass(frozen=True, eq=False)
+class HostBatch:
+    """One step's inputs, drawn on the host: images uint8 (B, H, W, C), t int64 (B,), eps float32 (B, C, H, W).
+
+    They are the batch's rows from ``first`` on.
+    """
+
+    first: int
+    images: torch.Tensor
+    t: npt.NDArray[np.int64]
+    eps: torch.Tensor
+
+
+def batch_at(
+    images: Images, config: TrainConfig, T: int, step: int, rows: range | None = None, *, pin: bool = False
+) -> HostBatch:
+    """The inputs of optimizer step ``step`` = 1, 2, ...: a pure function of it.
+
+    The data set is read in a new random order each epoch, without a gap: a batch may span two epochs, or many where
+    there are fewer images than the batch has places.
+
+    Args:
+        rows: which of the batch's, neighbours; None for all.
+    """
+    _, height, width, channels = images.shape
+    size, seed = config.batch_size, config.seed
+    rows = range(size) if rows is None else rows
+    mine = slice(rows.start, rows.stop)
+    pixels = images.take(reading_order(images.shape, seed, np.arange((step - 1) * size, step * size)[mine]))
+    if config.flip:
+        mirrored = rng.integers(0, 2, size, seed, "flip", step)[mine].astype(bool)
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
+    t = rng.integers(1, T + 1, size, seed, "t", step)[mine]
+    eps = rng.normal_batch((channels, height, width), seed, "eps", [(step, row) for row in rows])
+    tensors = torch.from_numpy(pixels), torch.from_numpy(eps)
+    if pin:
+        tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
+    return HostBatch(rows.start, tensors[0], t, tensors[1])
