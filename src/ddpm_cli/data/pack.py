@@ -42,7 +42,7 @@ def pack(
     *,
     folder: Path | None = None,
 ) -> Stage[Images]:
-    """Make all images of a source uint8 (*size, channels), in files; at once if that was done before.
+    """Make all images of a source uint8 ``(*size, channels)``, in files; at once if that was done before.
 
     A packing that was killed goes on where it was, and one that another process is at is waited for.
     Each is scaled to cover ``size`` and cropped at its centre; transparency is put on white unless ``channels`` is 4.
