@@ -11,7 +11,7 @@ import torch
 from ddpm_cli import fitting
 from ddpm_cli.distributed import ALONE, World
 from ddpm_cli.errors import InputError
-from ddpm_cli.fitting import activation_bytes, arithmetic, available_memory, fit, trial
+from ddpm_cli.fitting import activation_bytes, arithmetic, available_memory, fit, prepared_bytes, trial
 from ddpm_cli.plan import Plan
 from ddpm_cli.train import Execution
 from test_plan import CPU, planned
@@ -44,7 +44,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch, whole: int, recomputing: int, fixed: 
 def test_what_surely_fits_is_not_tried(monkeypatch: pytest.MonkeyPatch, wide: Plan) -> None:
     tried = peaks(monkeypatch, 1, 1, 1)
     assert fit(wide, CPU, ALONE) == Execution()
-    leave(monkeypatch, 2 * arithmetic(wide.config, 64))
+    leave(monkeypatch, 2 * arithmetic(wide.config, 64) + 64 * prepared_bytes(wide.config.unet))
     assert fit(wide, CPU, ALONE) == Execution()
     assert tried == []
 
@@ -56,6 +56,7 @@ def test_parts_are_as_large_as_what_was_measured_allows(monkeypatch: pytest.Monk
     peaks(monkeypatch, an_image, an_image // 8, 10 * MIB)
     execution = fit(wide, CPU, ALONE)
     part = -(-64 // execution.accumulate)
+    free -= 64 * prepared_bytes(wide.config.unet)
     assert not execution.recompute
     assert 1 < execution.accumulate < 64
     assert 10 * MIB + part * an_image <= 0.9 * free < 10 * MIB + 64 / (execution.accumulate - 1) * an_image
@@ -69,7 +70,7 @@ def test_activations_are_computed_twice_where_not_even_one_image_fits(
 ) -> None:
     one, less = arithmetic(wide.config, 1), arithmetic(wide.config, 1, recompute=True)
     assert less < one
-    leave(monkeypatch, (one + less) // 2)
+    leave(monkeypatch, (one + less) // 2 + 64 * prepared_bytes(wide.config.unet))
     tried = peaks(monkeypatch, one, less // 10, 0)
     execution = fit(wide, CPU, ALONE)
     assert execution.recompute
@@ -82,7 +83,10 @@ def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch, accumulate:
     made = planned((9, 32, 32, 3), preset="tiny", batch_size=64, accumulate=accumulate)
     leave(monkeypatch, MIB)
     tried = peaks(monkeypatch, 1, 1, 1)
-    with pytest.raises(InputError, match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*--accumulate"):
+    with pytest.raises(
+        InputError,
+        match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*--batch-size" + (".*--accumulate" if accumulate else "$"),
+    ):
         fit(made, CPU, ALONE)
     assert tried == []
 
@@ -99,7 +103,7 @@ def test_a_gpu_that_has_no_room_for_a_trial(monkeypatch: pytest.MonkeyPatch, wid
 
 def test_parts_that_the_user_asks_for_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     made = planned((9, 32, 32, 3), preset="tiny", batch_size=64, accumulate=16)
-    leave(monkeypatch, arithmetic(made.config, 5))
+    leave(monkeypatch, arithmetic(made.config, 5) + 64 * prepared_bytes(made.config.unet))
     peaks(monkeypatch, 1, 1, 1)
     assert fit(made, CPU, ALONE).accumulate == 16
     assert fit(made, CPU, World(0, 16)).accumulate == 4, "no part is empty"

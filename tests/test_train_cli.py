@@ -162,7 +162,7 @@ def test_fine_tuning_from_a_run_and_from_its_checkpoint(ddpm: Ddpm, tmp_path: Pa
         (["photos", "-o", "photos/notes.txt"], 2, ["notes.txt"]),
         (["photos", "-o", "no/such/run"], 7, ["no/such/run"]),
         (["photos", "--from", "nowhere"], 3, ["nowhere"]),
-        (["photos", "--batch-size", "1000000"], 3, ["memory", "--batch-size"]),
+        (["photos", "--batch-size", "1000000", "--size", "256"], 3, ["memory", "--batch-size"]),
     ],
     ids=str,
 )

@@ -48,6 +48,8 @@ def fit(plan: Plan, device: torch.device, world: World) -> Execution:
     whole = Execution(world, min(plan.accumulate or 1, batch), compile=plan.compile)
     part = -(-batch // whole.accumulate)
     free = available_memory(device)
+    if device.type == "cpu":
+        free -= batch * prepared_bytes(config.unet)
     need = arithmetic(config, part)
     if need <= SURELY * free or (plan.accumulate is not None and need <= free):
         return whole
@@ -59,10 +61,18 @@ def fit(plan: Plan, device: torch.device, world: World) -> Execution:
             if images:
                 return replace(whole, accumulate=-(-batch // min(images, batch)), recompute=recompute)
         need = arithmetic(config, 1, recompute=True)
+    parts = "" if plan.accumulate is None else ", or a larger --accumulate, which computes a batch in more parts"
     raise InputError(
-        f"this network needs about {need / 2**30:.1f} GiB of memory, of {free / 2**30:.1f} GiB that are "
-        "free; use a smaller --preset or --size, or a larger --accumulate, which computes a batch in more parts"
+        f"this network needs about {need / 2**30:.1f} GiB of memory, of {max(free, 0) / 2**30:.1f} GiB that are "
+        f"free beside the batches; use a smaller --preset, --size or --batch-size{parts}"
     )
+
+
+def prepared_bytes(unet: UNetConfig) -> int:
+    """Bytes of an image and its noise in the batch under way, and in the one that is prepared meanwhile."""
+    height, width = unet.size
+    values = height * width * unet.in_channels
+    return 2 * values * (1 + 4)  # uint8 and float32
 
 
 def arithmetic(config: RunConfig, images: int, *, recompute: bool = False) -> int:

@@ -200,7 +200,7 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def stopping(*, alone: bool) -> Iterator[Interruption]:
+def stopping(*, alone: bool = True) -> Iterator[Interruption]:
     """Within, the first SIGINT, SIGTERM or SIGHUP asks to save and stop; the second ends the process at once.
 
     Not so where torchrun is above it: what a scheduler sends to all its processes comes once more from torchrun, which
