@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ddpm_cli
 from conftest import Ddpm
+from ddpm_cli.distributed import ALONE
+from ddpm_cli.fitting import arithmetic, available_memory, fit, trial
 from ddpm_cli.sampling import SAMPLERS
+from nursery import Nursery
+from test_plan import planned
 
 pytestmark = pytest.mark.gpu
 
@@ -37,6 +42,35 @@ def test_a_run_goes_on_where_it_stopped(ddpm: Ddpm, tmp_path: Path) -> None:
     assert ddpm("train", "builtin:digits", "-o", "parts", *options, "--steps", "4").returncode == 0
     assert ddpm("train", "builtin:digits", "-o", "parts", *options).returncode == 0
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=2e-2)
+
+
+def test_two_gpus_follow_one(ddpm: Ddpm, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device here")
+    options = ("builtin:digits", "--precision", "fp32", *SHORT)
+    assert ddpm("train", *options, "-o", "one", "--device", "cuda").returncode == 0
+    children = nursery.ranks(2, "train", *options, "-o", "two", "--device", "cuda", env=ddpm_env, cwd=tmp_path)
+    assert [child.wait(240) for child in children] == [0, 0], children[0].stderr
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-3)
+
+
+def test_a_compiled_network_follows_the_other(ddpm: Ddpm, tmp_path: Path) -> None:
+    for folder, more in (("plain", ()), ("compiled", ("--compile",))):
+        done = ddpm("train", "builtin:digits", "-o", folder, "--device", "cuda", *SHORT, *more, timeout=600)
+        assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=2e-2)
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_parts_that_do() -> None:
+    device = torch.device("cuda")
+    free = available_memory(device)
+    one = planned((9, 64, 64, 3), preset="tiny", batch_size=1)
+    batch = 3 * free // (arithmetic(one.config, 2) - arithmetic(one.config, 1))
+    plan = planned((9, 64, 64, 3), preset="tiny", batch_size=int(batch))
+    execution = fit(plan, device, ALONE)
+    assert execution.accumulate > 1
+    part = -(-int(batch) // execution.accumulate)
+    assert 0.3 * free < trial(plan.config, device, part).peak < free
 
 
 def test_a_step_that_is_not_finite_changes_nothing(ddpm: Ddpm, tmp_path: Path) -> None:
