@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm_cli.data import open_images
+from ddpm_cli.data import open_images, reading_order
 from ddpm_cli.rng import integers
 
 from .measure import Table, Times, apart
 
-PROCESSES = 2
+PROCESSES = len(os.sched_getaffinity(0))  # as many as packing uses
 CHUNK = 100  # files that a process of PIL's decodes at once
 LOADED = 128  # images of a batch of the DataLoader, and of one that is read in epoch order
 DIFFERENT = 256  # images that are encoded; the files repeat them
@@ -57,7 +57,7 @@ def tables() -> Iterator[Table]:
     yield Table(
         "Packing",
         f"The first start on a folder, files read from the page cache, {os.cpu_count()} cores; medians of 3 in turn, "
-        "without the imports. The DataLoader decodes, resizes and gives uint8 tensors, "
+        "without the imports. The DataLoader decodes whole files, resizes and gives uint8 tensors, "
         f"in one pass with {PROCESSES} processes, which is what each epoch of a training without packing pays. PIL "
         f"alone decodes (large JPEGs at a smaller scale, as packing does) and resizes the same files in {PROCESSES} "
         "processes and keeps nothing. Memory is that of the "
@@ -68,7 +68,8 @@ def tables() -> Iterator[Table]:
     yield Table(
         f"Packing from a thousand to a million images of {TINY}x{TINY}",
         f"Grey PNGs, {PER_FOLDER:,} in a folder, one run each in a process of its own, without the imports; the second "
-        f"start finds the pack. Reading is in epoch order in batches of {LOADED}. PIL alone decodes the same files in "
+        f"start finds the pack. Reading is in epoch order, which is computed on the way, in batches of {LOADED}, from the "
+        f"page cache. PIL alone decodes the same files in "
         f"{PROCESSES} processes and keeps nothing; writing is the pack's bytes written in order to a file and flushed.",
         (
             "images",
@@ -172,8 +173,12 @@ def _fresh_pack(folder: Path, size: int) -> Callable[[], object]:
 def _reading(folder: Path, cache: Path, count: int) -> Callable[[], object]:
     os.environ["DDPM_CACHE"] = str(cache)
     images = open_images(folder, (TINY, TINY))
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(images))[:count]
-    return lambda: [images.take(order[start : start + LOADED]) for start in range(0, count, LOADED)]
+
+    def run() -> None:
+        for start in range(0, count, LOADED):
+            images.take(reading_order(images.shape, 0, np.arange(start, min(start + LOADED, count))))
+
+    return run
 
 
 class Files:

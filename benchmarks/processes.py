@@ -84,7 +84,8 @@ def _seconds(case: Case, program: list[str], threads: int, images: str, run: Pat
         "--sample-every": 0,
     }
     options = [str(part) for option in settings.items() for part in option]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    cache = str(run.with_name("cache"))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "DDPM_CACHE": cache}
     subprocess.run(
         [*program, "train", images, "-o", str(run), *options], check=True, stdout=subprocess.DEVNULL, env=environment
     )

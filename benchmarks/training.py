@@ -25,7 +25,8 @@ from .peers import DiffusersTraining, LucidrainsTraining, has_lucidrains, lucidr
 
 IMAGES = 1024
 FOR_EVER = 10**9  # steps
-OURS, DIFFUSERS, LUCIDRAINS, LIMIT = "`ddpm train`", "diffusers", "lucidrains", "the convolutions alone"
+OURS, OURS_FP32 = "`ddpm train`", "`ddpm train --precision fp32`"
+DIFFUSERS, LUCIDRAINS, LIMIT = "diffusers", "lucidrains", "the convolutions alone"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def tables() -> Iterator[Table]:
         "Training",
         f"Whole optimizer steps on {device}, {threads} thread{'s' if threads > 1 else ''}, batches of random images, "
         "in turn, each side in a process of its own, after a first round; the rate of the median run (least to most). "
-        f"`ddpm train` runs as the command does, in {precision}, with its batches drawn ahead, moving average and "
+        f"`ddpm train` runs as the command does, in {precision} unless fp32 is asked for, with its batches drawn ahead, moving average and "
         "clipping. diffusers is the loop of its unconditional example at its defaults (float32, AdamW, no moving "
         "average) on the same network; lucidrains is that of its Trainer at its defaults (float32, moving average) on "
         "its own network of about as many parameters. Both read images from memory. The convolutions alone are those "
@@ -94,37 +95,37 @@ def tables() -> Iterator[Table]:
 
 def _rows(case: Case, device: torch.device) -> Iterator[tuple[str, ...]]:
     makers: dict[str, Callable[[], Callable[[], object]]] = {
-        OURS: partial(_ours, case, device),
+        OURS: partial(_ours, case, "auto", device),
         DIFFUSERS: partial(_diffusers, case, device),
         LIMIT: partial(_convolutions, case, device),
     }
+    if not case.large:
+        makers[OURS_FP32] = partial(_ours, case, "fp32", device)
     names = {name: name for name in makers} | {OURS: f"{OURS}, {_millions(case.parameters())}"}
     if has_lucidrains():
         makers[LUCIDRAINS] = partial(_lucidrains, case, device)
         names[LUCIDRAINS] = f"{LUCIDRAINS}, {_millions(lucidrains_parameters(case.unet(), case.parameters()))}"
     times = (one_by_one if case.large else apart)(makers, case.runs)
-    for name in (OURS, DIFFUSERS, LUCIDRAINS, LIMIT):
+    for name in (OURS, OURS_FP32, DIFFUSERS, LUCIDRAINS, LIMIT):
         if name in times:
-            yield str(case), names[name], *_cells(case, times[name], times)
+            yield str(case), names[name], *_cells(case, name, times)
 
 
-def _cells(case: Case, own: Times, times: dict[str, Times]) -> tuple[str, ...]:
-    return (
-        own.rates(case.batch * case.steps),
-        f"{times[DIFFUSERS].median / own.median:.2f}",
-        f"{times[LIMIT].median / own.median:.0%}",
-        own.peak_mib,
-    )
+def _cells(case: Case, name: str, times: dict[str, Times]) -> tuple[str, ...]:
+    own = times[name]
+    # lucidrains' network has other convolutions
+    share = "" if name == LUCIDRAINS else f"{times[LIMIT].median / own.median:.0%}"
+    return own.rates(case.batch * case.steps), f"{times[DIFFUSERS].median / own.median:.2f}", share, own.peak_mib
 
 
 def _millions(parameters: int) -> str:
     return f"{parameters / 1e6:.2f} M parameters"
 
 
-def _ours(case: Case, device: torch.device) -> Callable[[], object]:
+def _ours(case: Case, precision: str, device: torch.device) -> Callable[[], object]:
     keep_freed_memory()  # as the command does
     preset = PRESETS[case.preset]
-    config = replace(preset.train, batch_size=case.batch, precision=choose_precision("auto", device))
+    config = replace(preset.train, batch_size=case.batch, precision=choose_precision(precision, device))
     training = Training(case.unet(), preset.diffusion(), config, device)
     images = Images.from_array(case.pixels())
     steps = train(training, images, steps=FOR_EVER, log_every=case.steps)

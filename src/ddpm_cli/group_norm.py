@@ -9,35 +9,35 @@ from torch import Tensor, nn
 
 MANY_PIXELS = 32 * 32  # beyond which a norm is taken with care on a CPU
 WIDE_GROUP = 16  # channels, from which on its kernel for bfloat16 is fast
+WIDE = 128  # channels, from which on a conversion takes no time beside the convolutions around it
 
 
-class _AsItIs(torch.autograd.Function):
-    """Group normalisation by the CPU's kernel for bfloat16, with the gradient by that for float32.
+class _Frugal(torch.autograd.Function):
+    """Group normalisation in float32 of an input in bfloat16 that is kept as it is for the gradient: half the bytes.
 
-    Both compute in float32; the gradient for bfloat16 is slower. What is kept for it is x as it is, half as many bytes
-    as the norm of x in float32 keeps.
+    What it takes in time is a second conversion to float32, unless the kernel for bfloat16 is taken (``fast``), which
+    computes in float32 too. Its own gradient is slower than that of the kernel for float32 with its conversions.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, fast: bool) -> Tensor:
         batch, channels, height, width = x.shape
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, height * width, groups, eps)
+        shape = batch, channels, height * width, groups
+        y, mean, rstd = torch.native_group_norm(x if fast else x.float(), weight, bias, *shape, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.groups = groups
-        return y
+        ctx.shape = shape
+        return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        batch, channels, height, width = x.shape
-        shape = batch, channels, height * width, ctx.groups
         # The kernel takes it for granted that both are laid out alike.
         last = x.is_contiguous(memory_format=torch.channels_last)
         dy = grads[0].float().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         dx, d_weight, d_bias = torch.ops.aten.native_group_norm_backward(
-            dy, x.float(), mean, rstd, weight, *shape, ctx.needs_input_grad[:3]
+            dy, x.float(), mean, rstd, weight, *ctx.shape, ctx.needs_input_grad[:3]
         )
-        return None if dx is None else dx.to(x.dtype), d_weight, d_bias, None, None
+        return None if dx is None else dx.to(x.dtype), d_weight, d_bias, None, None, None
 
 
 class GroupNorm(nn.GroupNorm):
@@ -51,9 +51,10 @@ class GroupNorm(nn.GroupNorm):
         on_cpu, pixels, width = x.device.type == "cpu", x.shape[2] * x.shape[3], x.shape[1] // self.num_groups
         if on_cpu and pixels > MANY_PIXELS:
             return self._by_channels(x.float()).to(x.dtype)
-        if on_cpu and x.dtype == torch.bfloat16 and (pixels == MANY_PIXELS or width >= WIDE_GROUP):
-            y = _AsItIs.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
-            return cast(Tensor, y)
+        fast = pixels == MANY_PIXELS or width >= WIDE_GROUP
+        if on_cpu and x.dtype == torch.bfloat16 and (fast or x.shape[1] >= WIDE):
+            settings = self.weight, self.bias, self.num_groups, self.eps, fast
+            return cast(Tensor, _Frugal.apply(x, *settings))  # type: ignore[no-untyped-call]
         # nn.GroupNorm refuses a single value per group, which is all that one small image may have at 1x1.
         return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
