@@ -68,8 +68,9 @@ def tables() -> Iterator[Table]:
     yield Table(
         f"Packing from a thousand to a million images of {TINY}x{TINY}",
         f"Grey PNGs, {PER_FOLDER:,} in a folder, one run each in a process of its own, without the imports; the second "
-        f"start finds the pack. Reading is in epoch order, computed on the way, in batches of {LOADED} from the page cache. "
-        f"PIL alone decodes the same files in {PROCESSES} processes and keeps nothing; writing is the pack's bytes written in order to a file and flushed.",
+        f"start finds the pack. Reading is in epoch order, computed on the way, in batches of {LOADED}, from the page "
+        f"cache. PIL alone decodes the same files in {PROCESSES} processes and keeps nothing; writing is the bytes of "
+        "the pixels written in order to a file and flushed.",
         (
             "images",
             "first start",

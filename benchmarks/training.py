@@ -82,7 +82,7 @@ def tables() -> Iterator[Table]:
         "Training",
         f"Whole optimizer steps on {device}, {threads} thread{'s' if threads > 1 else ''}, batches of random images, "
         "in turn, each side in a process of its own, after a first round; the rate of the median run (least to most). "
-        f"`ddpm train` runs as the command does, by default in {precision}, with its batches drawn ahead, moving average "
+        f"`ddpm train` runs as the command does, by default in {precision}, with batches drawn ahead, moving average "
         "and clipping. diffusers is the loop of its unconditional example at its defaults (float32, AdamW, no moving "
         "average) on the same network; lucidrains is that of its Trainer at its defaults (float32, moving average) on "
         "its own network of about as many parameters. Both read images from memory. The convolutions alone are those "
