@@ -12,10 +12,11 @@ from ddpm_cli.config import UNetConfig
 from ddpm_cli.cost import Cost
 from ddpm_cli.cost import estimate as estimate_for
 from ddpm_cli.distributed import ALONE
-from ddpm_cli.fitting import fit
+from ddpm_cli.fitting import Trial, fit
 from ddpm_cli.plan import Plan
 from ddpm_cli.presets import PRESETS
 from ddpm_cli.run import RunConfig
+from ddpm_cli.train import Execution
 from ddpm_cli.unet import build, flops
 from models import DIFFUSION, random_unet, tiny
 from test_plan import CPU, planned
@@ -63,11 +64,11 @@ def test_what_the_paper_would_take_is_its_arithmetic_at_the_rate_of_a_wide_level
 ) -> None:
     tried = []
 
-    def trial(config: RunConfig, device: torch.device, n: int) -> float:
+    def trial(config: RunConfig, device: torch.device, n: int, *, recompute: bool = False) -> Trial:
         tried.append((config.unet, n))
-        return 0.02 + 0.01 * n
+        return Trial(0.02 + 0.01 * n, 0)
 
-    monkeypatch.setattr("ddpm_cli.cost._trial_seconds", trial)
+    monkeypatch.setattr("ddpm_cli.cost.trial", trial)
     price = estimate(planned((9, *size, 1), preset="tiny"), CPU)
     level, _ = tried[-1]
     batch, steps = {"cifar10": (128, 800_000), "256": (64, 500_000)}[name]
@@ -87,6 +88,23 @@ def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:
     assert parts == part < whole
 
 
+@pytest.mark.parametrize("accumulate", [1, 4, 8])
+def test_no_more_is_tried_than_fits(monkeypatch: pytest.MonkeyPatch, accumulate: int) -> None:
+    tried = []
+
+    def trial(config: RunConfig, device: torch.device, n: int, *, recompute: bool = False) -> Trial:
+        tried.append((config.unet == made.config.unet, n, recompute))
+        return Trial(0.5 + 0.25 * n, 0)
+
+    monkeypatch.setattr("ddpm_cli.cost.trial", trial)
+    monkeypatch.setattr("ddpm_cli.cost.TRIAL_FLOPS", 3 * 2 * flops(tiny(), (8, 8)))  # of two images
+    made = small(batch_size=8)
+    price = estimate_for(made, CPU, Execution(accumulate=accumulate, recompute=True))
+    own = [(n, recompute) for is_own, n, recompute in tried if is_own]
+    assert own == {1: [(2, True), (4, True)], 4: [(2, True)], 8: [(1, True)]}[accumulate]
+    assert price.step_seconds == pytest.approx({1: 2.5, 4: 4.0, 8: 6.0}[accumulate])
+
+
 def test_a_trial_is_no_training() -> None:
     before = torch.get_rng_state()
     estimate(small(batch_size=2, lr=1000.0, warmup=0), CPU)  # which would end in a loss that is not finite
@@ -96,11 +114,11 @@ def test_a_trial_is_no_training() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 64])
 def test_a_step_is_reckoned_from_two_smaller_ones(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     monkeypatch.setattr("ddpm_cli.cost.TRIAL_FLOPS", 3 * flops(tiny(), (8, 8)))  # a trial of one image
-    monkeypatch.setattr("ddpm_cli.cost._trial_seconds", lambda config, device, n: 0.5 + 0.25 * n)
+    monkeypatch.setattr("ddpm_cli.cost.trial", lambda config, device, n, **_: Trial(0.5 + 0.25 * n, 0))
     assert estimate(small(batch_size=batch), CPU).step_seconds == pytest.approx(0.5 + 0.25 * batch)
 
 
 def test_a_machine_that_is_quicker_the_second_time_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddpm_cli.cost.TRIAL_FLOPS", 3 * flops(tiny(), (8, 8)))
-    monkeypatch.setattr("ddpm_cli.cost._trial_seconds", lambda config, device, n: 1.0 / n)
+    monkeypatch.setattr("ddpm_cli.cost.trial", lambda config, device, n, **_: Trial(1.0 / n, 0))
     assert estimate(small(batch_size=64), CPU).step_seconds > 0.5

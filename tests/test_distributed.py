@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import ddpm_cli.run
 import ddpm_cli.train
 from conftest import Ddpm
+from ddpm_cli import rng
 from ddpm_cli.batches import HostBatch
-from ddpm_cli.checkpoint import newest, read_snapshot
+from ddpm_cli.checkpoint import Snapshot, newest, read_snapshot
 from ddpm_cli.cli import run as run_cli
 from ddpm_cli.errors import InputError
+from ddpm_cli.presets import PRESETS
+from ddpm_cli.unet import build, init_weights, parameter_count
 from nursery import Child, Nursery, wait_until
 
 SOON = 30  # seconds within which a process ends after another; a busy machine needs some for the save
@@ -42,6 +47,13 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
+
+
+def moved(snapshot: Snapshot) -> float:
+    """How far the average of a run's weights is from its start."""
+    start = build(snapshot.unet, "cpu")
+    init_weights(start, torch.Generator().manual_seed(rng.torch_seed(0, "init")))
+    return sum(float((w - snapshot.ema[name]).square().sum()) for name, w in start.state_dict().items()) ** 0.5
 
 
 def codes(children: list[Child]) -> list[int]:
@@ -76,16 +88,12 @@ def test_losses_and_weights_are_those_of_one_process(
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
     first, second = (read_snapshot(newest(run) or run) for run in (tmp_path / "run", alone))
-    for name, weight in first.ema.items():
-        np.testing.assert_allclose(weight.numpy(), second.ema[name].numpy(), atol=2e-3)
+    off = sum(float((weight - second.ema[name]).square().sum()) for name, weight in first.ema.items()) ** 0.5
+    assert off < 0.02 * moved(second), "relative to how far training has moved the weights"
     assert all(child.stdout == child.stderr == "" for child in children[1:]), "only rank 0 speaks"
     assert "ddpm sample" in children[0].stderr
-    assert {path.name for path in (tmp_path / "run").iterdir()} - {".lock"} == {
-        "config.json",
-        "metrics.jsonl",
-        "checkpoints",
-        "samples",
-    } - ({"samples"} if not (tmp_path / "run" / "samples").exists() else set())
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names - {".lock"} == {"config.json", "metrics.jsonl", "checkpoints"}
 
 
 def test_a_batch_in_parts_and_recomputed_activations(
@@ -103,6 +111,24 @@ def recomputing(arguments: list[str]) -> int:
 
     fit = training.fit
     training.fit = lambda *args: replace(fit(*args), recompute=True)
+    return run_cli(arguments)
+
+
+def test_a_machine_with_little_memory(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path) -> None:
+    child = nursery.call(cramped, str(tmp_path), command(), env=ddpm_env)
+    assert child.wait(240) == 0, child.stderr
+    assert re.search(r"batches in \d+ parts", child.stderr)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
+
+
+def cramped(folder: str, arguments: list[str]) -> int:
+    """A child: the program, where a few images of the batch fit beside the weights."""
+    import ddpm_cli.fitting as fitting
+
+    os.chdir(folder)
+    config = PRESETS["tiny"].unet((8, 8), 1)
+    free = fitting.BYTES_A_PARAMETER * parameter_count(config) + 10 * fitting.prepared_bytes(config)
+    fitting.available_memory = lambda device: free + 6 * fitting.activation_bytes(config, "fp32")
     return run_cli(arguments)
 
 
@@ -150,6 +176,7 @@ def test_more_processes_than_images_in_a_batch(nursery: Nursery, ddpm_env: dict[
         (["--lr", "0.5"], "train.lr is 0.5 there and 0.001 for rank 0"),
         (["--steps", "7"], "cadence.steps is 7 there and 6 for rank 0"),
         (["--size", "16"], "data.digest is "),
+        (["--compile"], "compile is true there and false for rank 0"),
     ],
 )
 def test_processes_with_other_settings_or_images(
@@ -196,6 +223,8 @@ def faulty(arguments: list[str]) -> int:
             batch.eps[-1] = float("nan")
         elif step == FAULT_AT and fault == "unreadable":
             raise InputError("the pack was cut")
+        elif step == FAULT_AT and fault == "unexpected":
+            raise RuntimeError("out of something")
         elif step == FAULT_AT and fault == "killed":
             time.sleep(0.5)  # until the others wait for this one
             os.kill(os.getpid(), signal.SIGKILL)
@@ -223,6 +252,8 @@ def faulty(arguments: list[str]) -> int:
         ("nan@1", [5, 5], "step 4: the loss or its gradient is not finite"),
         ("unreadable@1", [8, 3], "another of the processes has failed"),
         ("unreadable@0", [3, 8], "the pack was cut"),
+        ("unexpected@0", [1, 8], "unexpected error: RuntimeError: out of something"),
+        ("unexpected@1", [8, 1], "another of the processes has failed"),
         ("killed@1", [8, -9], "another process that shared the work has ended"),
         ("SIGTERM@1", [0, 143], "stopped at step 3 of 6, saved"),
         ("SIGINT@0", [130, 0], "stopped at step 3 of 6, saved"),
@@ -272,6 +303,45 @@ def test_a_signal_that_comes_twice_under_torchrun(nursery: Nursery, ddpm_env: di
             child.kill(signal.SIGTERM)
     assert codes(children) == [143, 143]
     assert step_saved(tmp_path / "run") == metrics(tmp_path / "run")[-1]["step"]
+
+
+def test_a_signal_that_comes_twice_under_torchrun_with_one_process(
+    nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
+) -> None:
+    env = ddpm_env | {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    child = nursery.ddpm(*command("--steps", "100000"), env=env, cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), "the first step")
+    child.kill(signal.SIGTERM)
+    child.kill(signal.SIGTERM)
+    assert child.wait(SOON) == 143
+    assert step_saved(tmp_path / "run") == metrics(tmp_path / "run")[-1]["step"]
+
+
+def test_a_signal_to_a_process_that_waits_ends_it(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    """Rank 0 is busy for long before the first step; rank 1 waits for it."""
+    children = nursery.ranks(2, *command(), env=ddpm_env, cwd=tmp_path, by=busy_at_first)
+    wait_until(lambda: (tmp_path / "busy").exists(), "rank 0 is busy")
+    time.sleep(1)
+    began = time.monotonic()
+    children[1].kill(signal.SIGTERM)
+    assert children[1].wait(SOON) == 143
+    assert time.monotonic() - began < 5
+    assert children[0].wait(SOON) == 8
+
+
+def busy_at_first(arguments: list[str]) -> int:
+    """A child: the program, whose rank 0 takes ten seconds for its estimate."""
+    import ddpm_cli.cli.training as training
+
+    estimate = training.estimate
+
+    def slow(*args: Any) -> Any:
+        Path("busy").touch()
+        time.sleep(10)
+        return estimate(*args)
+
+    training.estimate = slow
+    return run_cli(arguments)
 
 
 def test_torchrun_starts_all_again_when_one_has_died(ddpm_env: dict[str, str], tmp_path: Path, alone: Path) -> None:

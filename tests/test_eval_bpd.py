@@ -330,10 +330,7 @@ def test_a_process_whose_peer_has_ended_says_so(
     wait_until(lambda: len([*many.parent.glob("state*")]) == 2, "the work begins")
     second.kill()
     assert first.wait(60) == 8
-    assert (
-        first.stderr.splitlines()[-1]
-        == "error: another process that shared the work has ended, so this one cannot go on"
-    )
+    assert "error: another process that shared the work has ended" in first.stderr
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])

@@ -54,6 +54,7 @@ LAYERS = {
     "cost": 4,
     "compiling": 4,
     "fitting": 4,
+    "settings": 3,
     "published": 4,
     "info": 4,
     "card": 4,

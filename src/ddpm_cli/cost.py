@@ -47,8 +47,8 @@ def estimate(plan: Plan, device: torch.device, execution: Execution) -> Cost:
     config, unet = plan.config, plan.config.unet
     batch = -(-config.train.batch_size // execution.world.size)
     part = -(-batch // execution.accumulate)
-    most = int(np.clip(TRIAL_FLOPS / (BACKWARD * flops(unet, unet.size)), 1, part))
-    step_seconds = _step_seconds(config, device, most, batch)
+    few = int(np.clip(TRIAL_FLOPS / (BACKWARD * flops(unet, unet.size)), 1, part))
+    step_seconds = _step_seconds(config, device, few, part, batch, recompute=execution.recompute)
     paper = paper_preset(unet.size)
     return Cost(
         parameters=parameter_count(unet),
@@ -79,22 +79,24 @@ def _paper_seconds(name: str, config: RunConfig, device: torch.device) -> float:
     images = 2 if device.type == "cpu" else 32
     batch = preset.train.batch_size
     paper = replace(config, unet=level, diffusion=preset.diffusion(), train=replace(config.train, loss="simple"))
-    seconds = _step_seconds(paper, device, images, batch) / (flops(level, (16, 16)) * batch)
+    seconds = _step_seconds(paper, device, images, batch, batch) / (flops(level, (16, 16)) * batch)
     return seconds * flops(whole, size) * batch * preset.steps
 
 
-def _step_seconds(config: RunConfig, device: torch.device, trial: int, batch: int) -> float:
-    """Seconds of a step with ``batch`` images, from steps with ``trial`` images and twice as many.
+def _step_seconds(
+    config: RunConfig, device: torch.device, few: int, part: int, batch: int, *, recompute: bool = False
+) -> float:
+    """Seconds of a step with ``batch`` images, from steps with few images and, if so many fit, twice as many.
 
     A step costs something whatever its images are: Adam, clipping, the average, and on a GPU the start of each kernel.
     """
-    few = _trial_seconds(config, device, trial)
-    if trial >= batch:
-        return few
-    more = _trial_seconds(config, device, 2 * trial)
-    an_image = max((more - few) / trial, more / (8 * trial))  # a busy machine may be quick the second time
-    return more + an_image * max(batch - 2 * trial, 0)
-
-
-def _trial_seconds(config: RunConfig, device: torch.device, n: int) -> float:
-    return trial(config, device, n).seconds
+    seconds = trial(config, device, few, recompute=recompute).seconds
+    if few == batch:
+        return seconds
+    more = min(2 * few, part)
+    if more == few:
+        return seconds * batch / few
+    longer = trial(config, device, more, recompute=recompute).seconds
+    # A machine that was busy may be quick the second time.
+    an_image = max((longer - seconds) / (more - few), longer / (4 * more))
+    return longer + an_image * (batch - more)

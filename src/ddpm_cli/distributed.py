@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,10 @@ from .errors import ArgumentError, PeerError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed.distributed_c10d import Store
+    from torch.distributed.distributed_c10d import ProcessGroup, Store
 
 PATIENCE = timedelta(days=30)  # with processes that are slower; one that ends is noticed at once
+GPU_PATIENCE = timedelta(minutes=60)  # within a step, before which all have met: there somebody has failed
 TURNS = 3
 _POLL_SECONDS = 1e-4, 0.02  # at first, and at most
 
@@ -36,11 +37,13 @@ class World:
         rank: the number of this one; 0 writes the results.
         size: how many there are.
         local_rank: the number of this one among those of its machine.
+        hosts: PyTorch's group for what stands in the memory of the hosts; None for its default one.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    hosts: ProcessGroup | None = None
 
     @property
     def turn(self) -> int:
@@ -71,7 +74,7 @@ class World:
         total = torch.from_numpy(np.array(array))
         pause, longest = _POLL_SECONDS
         with self.talking():
-            work = torch.distributed.all_reduce(total, async_op=True)
+            work = torch.distributed.all_reduce(total, group=self.hosts, async_op=True)
             assert work is not None
             while not work.is_completed():
                 time.sleep(pause)
@@ -98,11 +101,11 @@ class World:
         whole = self.sum(pieces).tobytes()
         return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
-    def floats(self, value: float) -> list[float]:
-        """The number that each process hands in, by rank."""
+    def largest(self, value: float) -> float:
+        """The largest of the numbers that the processes hand in."""
         values = np.zeros(self.size)
         values[self.rank] = value
-        return [float(each) for each in self.sum(values)]
+        return float(np.max(self.sum(values)))
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give all processes, in place, what rank 0 has in these tensors."""
@@ -147,8 +150,12 @@ class World:
             yield
         except RuntimeError as error:
             if self.size > 1 and _is_of_a_peer(error):
-                message = "another process that shared the work has ended, so this one cannot go on"
-                raise PeerError(message, lost=True) from error
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise PeerError(
+                    f"another process that shared the work has ended or cannot be reached, so this one cannot go on "
+                    f"({reason[:200]})",
+                    lost=True,
+                ) from error
             raise
 
 
@@ -174,17 +181,31 @@ def processes_here() -> int:
 
 
 def local_device(name: str) -> str:
-    """``--device`` for this process: of several on a machine, each has a GPU of its own where it may choose."""
+    """``--device`` for this process: of several on a machine, each has a GPU of its own.
+
+    Raises:
+        ArgumentError: all of them are to use the same one.
+    """
     import torch
 
+    if name.startswith("cuda:") and processes_here() > 1:
+        raise ArgumentError(f"--device {name}: each of several processes needs a GPU of its own; use --device cuda")
     if name in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         return f"cuda:{_number('LOCAL_RANK', 0)}"
     return name
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, if only this one."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
+def joined(device: str) -> Iterator[World]:
     """The processes that torchrun started, for as long as the block lasts; this one alone without torchrun.
+
+    Args:
+        device: that this one computes on.
 
     Raises:
         ArgumentError: RANK, LOCAL_RANK or WORLD_SIZE is no number.
@@ -198,19 +219,27 @@ def joined() -> Iterator[World]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    on_gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
-    backends = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    on_gpu = device.startswith("cuda")
+    if device == "mps":
+        raise ArgumentError("--device mps: processes cannot share work on Apple's GPUs; use --device cpu, or only one")
     world = World(rank(), size, _number("LOCAL_RANK", 0))
-    if on_gpus:
-        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    if on_gpu:
+        torch.cuda.set_device(device)
     store: Store = next(rendezvous("env://", world.rank, size, timeout=PATIENCE))[0]
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = PrefixStore(_life(store, world), store)
-    torch.distributed.init_process_group(backends, store=store, rank=world.rank, world_size=size, timeout=PATIENCE)
-    try:
-        yield world
-    finally:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=world.rank,
+        world_size=size,
+        timeout=GPU_PATIENCE if on_gpu else PATIENCE,
+    )
+    if on_gpu:
+        world = replace(world, hosts=torch.distributed.new_group(backend="gloo", timeout=PATIENCE))
+    yield world
+    # Not after an error: it would wait for what other processes were to take part in.
+    torch.distributed.destroy_process_group()
 
 
 def _life(store: Store, world: World) -> str:

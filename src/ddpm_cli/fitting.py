@@ -55,11 +55,9 @@ def fit(plan: Plan, device: torch.device, world: World) -> Execution:
         return whole
     if plan.accumulate is None:
         for recompute in (False, True):
-            if arithmetic(config, 1, recompute=recompute) > free:
-                continue
-            images = _fitting(config, device, free, recompute)
+            images = _fitting(config, device, free, batch, recompute=recompute)
             if images:
-                return replace(whole, accumulate=-(-batch // min(images, batch)), recompute=recompute)
+                return replace(whole, accumulate=-(-batch // images), recompute=recompute)
         need = arithmetic(config, 1, recompute=True)
     parts = "" if plan.accumulate is None else ", or a larger --accumulate, which computes a batch in more parts"
     raise InputError(
@@ -81,8 +79,13 @@ def arithmetic(config: RunConfig, images: int, *, recompute: bool = False) -> in
     return BYTES_A_PARAMETER * parameter_count(config.unet) + images * kept
 
 
+def memory_now(device: torch.device) -> int:
+    """Bytes that this process has; 0 where that is not known."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+
+
 def trial(config: RunConfig, device: torch.device, n: int, *, recompute: bool = False) -> Trial:
-    """Try an optimizer step with n images.
+    """Try an optimizer step with n images; the peak is of the whole process.
 
     Raises:
         torch.OutOfMemoryError: they do not fit on the GPU.
@@ -91,7 +94,6 @@ def trial(config: RunConfig, device: torch.device, n: int, *, recompute: bool = 
     # Weights that hardly move: a trial must not be what a high learning rate breaks.
     train = replace(config.train, batch_size=n, lr=1e-12)
     _forget_peak(device)
-    before = _memory(device, "VmRSS")
     training = Training(config.unet, config.diffusion, train, device, Execution(recompute=recompute))
     batch = HostBatch(
         first=0,
@@ -105,19 +107,31 @@ def trial(config: RunConfig, device: torch.device, n: int, *, recompute: bool = 
         training.advance(batch)
         training.check()  # waits for the device
         seconds.append(time.perf_counter() - began)
-    return Trial(min(seconds[1:]), _memory(device, "VmHWM") - before)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+    return Trial(min(seconds[1:]), peak)
 
 
-def _fitting(config: RunConfig, device: torch.device, free: int, recompute: bool) -> int:
-    """How many images at a time fit into so many free bytes, from the peaks of a few and some more; 0 is none."""
+def _fitting(config: RunConfig, device: torch.device, free: int, batch: int, *, recompute: bool) -> int:
+    """How many images of a batch fit at a time into free bytes, from the peaks of few and of more; 0 is none."""
+    by_arithmetic = activation_bytes(config.unet, config.train.precision, recompute=recompute)
+    allowed = (free - arithmetic(config, 0)) // by_arithmetic
+    more = min(MORE, batch, allowed)
+    if more < FEW:
+        return 0
+    before = memory_now(device)  # of both: what the first trial gives back, the second may use again
     try:
-        few, more = (trial(config, device, n, recompute=recompute).peak for n in (FEW, MORE))
+        few = trial(config, device, FEW, recompute=recompute).peak - before
     except torch.OutOfMemoryError:
         return 0
-    measured = (more - few) / (MORE - FEW)
-    # A small network's images vanish in what else the peak is made of.
-    an_image = max(measured, activation_bytes(config.unet, config.train.precision, recompute=recompute) / 2)
-    return max(0, int((USED * free - few) / an_image) + FEW)
+    if more == FEW:
+        return FEW
+    try:
+        measured = (trial(config, device, more, recompute=recompute).peak - before - few) / (more - FEW)
+    except torch.OutOfMemoryError:
+        return FEW
+    # A small network's images vanish in what else the peak is made of, so arithmetic has a say.
+    images = FEW + int((USED * free - few) / max(measured, by_arithmetic))
+    return min(max(images, FEW), batch)
 
 
 def activation_bytes(unet: UNetConfig, precision: str, *, recompute: bool = False) -> int:
@@ -149,7 +163,9 @@ def available_memory(device: torch.device) -> int:
         bounds.append(_kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024)
     with contextlib.suppress(OSError, ValueError):
         limit, used = (int((_CGROUP / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
-        bounds.append(max(limit - used, 0))
+        # Files that were read count as used, and are given up when memory is asked for.
+        cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text("ascii"), re.MULTILINE)
+        bounds.append(max(limit - used + int(cached[1] if cached else 0), 0))
     return min(bounds) // processes_here()
 
 
@@ -160,12 +176,9 @@ def _forget_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
-def _memory(device: torch.device, field: str) -> int:
+def _status(field: str) -> int:
     """Bytes of this process, now (VmRSS) or at its peak (VmHWM); 0 where that is not known."""
-    if device.type == "cuda":
-        now, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-        return now if field == "VmRSS" else peak
-    with contextlib.suppress(OSError, KeyError, ValueError):
+    with contextlib.suppress(OSError, ValueError):
         return _kilobytes(Path("/proc/self/status"), field) * 1024
     return 0
 

@@ -21,11 +21,11 @@ from .config import DiffusionConfig, TrainConfig, UNetConfig
 from .data import Images
 from .denoiser import Denoiser
 from .diffusion.process import Diffusion
-from .distributed import World
 from .errors import ArgumentError, DdpmError, DiskError, DivergedError, PeerError
 from .files import check_space, disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from .sampling import Sampling
+from .settings import differing_settings
 from .train import HERE, Execution, StepReport, Training, train
 
 SCHEMA = 1
@@ -123,8 +123,7 @@ def run(
         first the step that the run starts from, then each step done.
 
     Raises:
-        ArgumentError: the folder holds a run with other settings, or something that is no run; or processes have
-            different settings.
+        ArgumentError: the folder holds a run with other settings, or something that is no run.
         InputError: it has checkpoints, and none of them is whole; or images cannot be read.
         LockedError: another process is training in it.
         DivergedError: the loss or a gradient is not finite; the last checkpoint is from before.
@@ -132,7 +131,6 @@ def run(
         PeerError: another process has failed, or ended.
     """
     world = execution.world
-    check_same(config, cadence, world)
     with contextlib.ExitStack() as lock:
         with world.together():
             if world.rank == 0:
@@ -160,24 +158,6 @@ def run(
             compiled = compile_if_faster(training, batch_at(images, config.train, T, training.step + 1, rows))
         yield Progress(training.step, advanced=False, compiled=compiled)
         yield from _steps(folder, training, cadence, images, past, stop)
-
-
-def check_same(config: RunConfig, cadence: Cadence, world: World) -> None:
-    """Refuse processes that were given different settings, or images.
-
-    Raises:
-        ArgumentError: names the first that differs from rank 0, the settings, and both values of each.
-        PeerError: another process has ended.
-    """
-    mine = config.to_json() | {"cadence": asdict(cadence), "torch": torch.__version__}
-    first, *others = (json.loads(text) for text in world.gather(json.dumps(mine).encode()))
-    for rank, other in enumerate(others, start=1):
-        if differing := _differing(first, other):
-            text = "; ".join(f"{name} is {a} there and {b} for rank 0" for name, b, a in differing[:6])
-            raise ArgumentError(
-                f"rank {rank} of {world.size} was given other settings or images than rank 0: {text}. "
-                "Start all processes with the same command, version and images"
-            )
 
 
 def _restored(folder: Path, training: Training, start: StoredModel | None) -> Provenance:
@@ -223,7 +203,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
         return
     if not any((folder / "checkpoints").glob("step-*")):
         return  # nothing was kept that others would go on with
-    if differing := _differing(read_json(folder / "config.json"), json.loads(json.dumps(config.to_json()))):
+    if differing := differing_settings(read_json(folder / "config.json"), json.loads(json.dumps(config.to_json()))):
         changed = "the images are others; " if any(name == "data.digest" for name, *_ in differing) else ""
         values = [(name, a, b) for name, a, b in differing if name != "data.digest"]
         text = changed + "; ".join(f"{name} was {a} and is now {b}" for name, a, b in values[:6])
@@ -267,11 +247,8 @@ def _steps(
                 checkpoint = save()
             preview = _preview(folder, training) if writes and _due(step, cadence.sample_every) else None
             yield Progress(step, True, report, checkpoint, preview)
-    except DdpmError as error:
-        # What is there is whole, unless it is on a GPU, where steps may be under way that went wrong or will never end.
-        lost = isinstance(error, PeerError) and error.lost
-        unsure = training.device.type != "cpu" and (lost or isinstance(error, DivergedError))
-        if saved < training.step and not unsure:
+    except Exception as error:
+        if saved < training.step and _is_whole(training, error):
             save()
         raise
     if saved != training.step or saved == 0:
@@ -280,6 +257,19 @@ def _steps(
         missing = writes and cadence.sample_every and not _due(training.step, cadence.sample_every)
         preview = _preview(folder, training) if missing and not stop.is_set() else None
         yield Progress(training.step, False, None, checkpoint, preview)
+
+
+def _is_whole(training: Training, error: Exception) -> bool:
+    """Whether a training can be saved after an error: on a GPU, steps may be under way that went wrong or never end."""
+    if training.device.type == "cpu":
+        return True
+    if not isinstance(error, DdpmError) or (isinstance(error, PeerError) and error.lost):
+        return False
+    try:
+        training.check()
+    except DivergedError:
+        return False
+    return True
 
 
 def _preview(folder: Path, training: Training) -> Path:
@@ -321,29 +311,3 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _differing(there: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Settings that differ but for how a run is computed: the name and both values of each, the network's last."""
-    a, b = _flatten(there), _flatten(now)
-    names = sorted({*a, *b} - {"version"}, key=lambda name: (name.startswith("unet."), name))
-    return [
-        (name, _short(a.get(name)), _short(b.get(name)))
-        for name in names
-        if a.get(name) != b.get(name) and not name.startswith("execution.")
-    ]
-
-
-def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:12] + "..."

@@ -81,6 +81,14 @@ class StepReport:
     seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """The seconds of a forward and a backward pass, and the gradient of each parameter."""
+
+    seconds: float
+    gradients: list[torch.Tensor]
+
+
 HERE = Execution()
 
 
@@ -115,8 +123,8 @@ class Training:
         self.parameters: list[torch.Tensor] = list(self.unet.parameters())
         self._ema_parameters: list[torch.Tensor] = list(self.ema_unet.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, config.lr, ADAM_BETAS, ADAM_EPS, fused=True)
-        # Once set, every later update is void: what a non-finite step would have destroyed stays as it was, and the
-        # host need not wait for the device at each step to know.
+        # Once set, every later update of the weights is void: what a non-finite step would have destroyed stays as it
+        # was, and the host need not wait for a GPU at each step to know.
         self._found_inf = torch.zeros((), device=device)
         self._bad_step = torch.zeros((), device=device)
         self._loss_sum = torch.zeros((), device=device)
@@ -202,14 +210,15 @@ class Training:
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def rehearse(self, batch: HostBatch) -> float:
-        """Seconds of the forward and backward passes of the next step, which change nothing."""
+    def rehearse(self, batch: HostBatch) -> Rehearsal:
+        """The forward and backward passes of the next step, which change nothing."""
         began = time.perf_counter()
         try:
             self._backward(batch, self.step + 1).item()  # waits for a GPU
+            seconds = time.perf_counter() - began
+            return Rehearsal(seconds, [p.grad.clone() for p in self.parameters if p.grad is not None])
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - began
 
     def check(self) -> None:
         """Stop if a loss or gradient was not finite. On a GPU this waits for the steps that are under way.

@@ -104,12 +104,13 @@ def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement
     """The bound of the first images of a source, and the files that are to be made of it."""
     _check_outputs(options)
     precision = "fp32" if options.precision == "auto" else options.precision
-    model = open_model(options.model, screen, device=local_device(options.device), precision=precision)
+    device = local_device(options.device)
+    model = open_model(options.model, screen, device=device, precision=precision)
     if options.no_clip:
         model = replace(model, diffusion=model.diffusion.unclipped)
     channels, *size = model.shape
     must_fit = "" if options.resize else "the model's"
-    with joined() as world:
+    with joined(str(model.device)) as world:
         images = open_images(
             source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=must_fit, world=world
         )

@@ -52,7 +52,7 @@ def sample(recipe: Recipe, to: Destination, screen: Screen, *, batch_size: int, 
         for indices in generate.batches(recipe.first, recipe.n, batch_size)
     ]
     shown = shown_steps(to, chain)
-    with joined() as world:
+    with joined(str(model.device)) as world:
         steps = shared_chains(model, sampling, batches, shown, world)
         if world.rank > 0:
             deque(steps, maxlen=0)

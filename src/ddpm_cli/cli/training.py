@@ -7,24 +7,27 @@ import os
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import __version__
 from ..checkpoint import StoredModel, newest
 from ..compiling import Compiled, keep_compiled
 from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
-from ..distributed import World, joined, local_device
+from ..distributed import World, joined, local_device, under_torchrun
 from ..fitting import fit
 from ..memory import keep_freed_memory
 from ..pixels import COLOURS
 from ..plan import Plan, TrainOptions, check, plan
-from ..run import Progress, check_folder, check_same, data_digest, run
+from ..run import Progress, check_folder, data_digest, run
+from ..settings import check_same
 from ..train import Execution
 from ..ui.console import Screen, as_json, duration, plural, size
 from . import SIGNALS
@@ -47,14 +50,15 @@ class Job:
 
     def run(self, screen: Screen, *, dry_run: bool, as_json: bool) -> int:
         """Do it; returns the exit code: 0, or 128 + the signal that stopped it after a clean save."""
+        began = time.monotonic()
         keep_freed_memory()
         if self.options.compile:
             keep_compiled()
         device = choose_device(local_device(self.device))
         start = find_model(self.start, screen) if self.start else None
         check(self.options, start)
-        with joined() as world:
-            return self._run(screen, device, start, world, dry_run=dry_run, as_json=as_json)
+        with joined(str(device)) as world:
+            return self._run(screen, device, start, world, began, dry_run=dry_run, as_json=as_json)
 
     def _run(
         self,
@@ -62,13 +66,14 @@ class Job:
         device: torch.device,
         start: StoredModel | None,
         world: World,
+        began: float,
         *,
         dry_run: bool,
         as_json: bool,
     ) -> int:
         images = self._open(screen, start, device.type, world)
         what = plan(self.options, self.images, images.shape, images.digest, start, device)
-        check_same(what.config, what.cadence, world)
+        check_same(_identity(what, device), world)
         with world.together():
             if world.rank == 0:
                 check_folder(self.folder, what.config)
@@ -79,15 +84,19 @@ class Job:
                 self._announce(screen, images, what, price, str(device), execution)
                 self._warn(screen, what, start)
         if dry_run:
-            _print_json(_as_dict(what, price, execution)) if as_json and world.rank == 0 else None
+            if as_json and world.rank == 0:
+                _print_json(_as_dict(what, price, execution))
             return 0
         if what.compile:
             screen.say("compiling the network first, which takes a minute or more, and less the next time")
-        with stopping(alone=world.size == 1) as interruption:
+        cadence = what.cadence
+        if cadence.max_time is not None:  # since the command was given
+            cadence = replace(cadence, max_time=max(cadence.max_time - (time.monotonic() - began), 0))
+        with stopping(alone=world.size == 1 and not under_torchrun()) as interruption:
             progress = run(
                 self.folder,
                 what.config,
-                what.cadence,
+                cadence,
                 images,
                 device,
                 start,
@@ -233,9 +242,18 @@ def _note(event: Progress) -> str | None:
     return f"loss {event.report.loss:.4f}, {event.report.images_per_second:.0f} images/s"
 
 
+def _identity(what: Plan, device: torch.device) -> dict[str, Any]:
+    """What all processes of a run must have in common."""
+    given = what.config.to_json() | {"cadence": asdict(what.cadence), "compile": what.compile}
+    return given | {"device": device.type, "ddpm": __version__, "torch": torch.__version__}
+
+
 def _shared(execution: Execution, batch: int) -> str:
     size = execution.world.size
-    return f"; {size} processes, {batch / size:g} images of a batch each" if size > 1 else ""
+    if size == 1:
+        return ""
+    each = f"{batch // size}" if batch % size == 0 else f"{batch // size} or {batch // size + 1}"
+    return f"; {size} processes, {each} images of a batch each"
 
 
 def _divided(execution: Execution) -> str:
@@ -245,6 +263,11 @@ def _divided(execution: Execution) -> str:
 
 def _account(compiled: Compiled) -> str:
     times = f"forward and backward take {compiled.after:.3g} s instead of {compiled.before:.3g}"
+    if not compiled.right:
+        return (
+            f"not used: compiling took {duration(compiled.seconds)}, and the compiled network's gradients are off by "
+            f"{compiled.error:.1%}, where rounding explains {compiled.allowed:.0%}"
+        )
     if compiled.kept:
         return f"compiled in {duration(compiled.seconds)}: {times}, which pays from {compiled.steps_to_earn:,} steps on"
     return f"not used: compiling took {duration(compiled.seconds)}, and {times}"
