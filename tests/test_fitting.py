@@ -12,8 +12,10 @@ from ddpm_cli import fitting
 from ddpm_cli.distributed import ALONE, World
 from ddpm_cli.errors import InputError
 from ddpm_cli.fitting import activation_bytes, arithmetic, available_memory, fit, prepared_bytes, trial
+from ddpm_cli.memory import keep_freed_memory
 from ddpm_cli.plan import Plan
 from ddpm_cli.train import Execution
+from nursery import Nursery
 from test_plan import CPU, planned
 
 MIB = 2**20
@@ -38,6 +40,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch, whole: int, recomputing: int, fixed: 
         return fitting.Trial(1.0, fixed + n * (recomputing if recompute else whole))
 
     monkeypatch.setattr(fitting, "trial", measured)
+    monkeypatch.setattr(fitting, "memory_now", lambda device: 0)
     return tried
 
 
@@ -91,6 +94,24 @@ def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch, accumulate:
     assert tried == []
 
 
+@pytest.mark.parametrize(("fits", "parts"), [(0, None), (1, 64), (2, 64), (3, 22)])
+def test_a_gpu_that_has_room_for_fewer_than_are_tried(
+    monkeypatch: pytest.MonkeyPatch, wide: Plan, fits: int, parts: int | None
+) -> None:
+    def measured(config: object, device: torch.device, n: int, *, recompute: bool = False) -> fitting.Trial:
+        if n > fits and not recompute:
+            raise torch.OutOfMemoryError
+        return fitting.Trial(1.0, n * free // 4)
+
+    free = arithmetic(wide.config, 40)
+    leave(monkeypatch, free + 64 * prepared_bytes(wide.config.unet))
+    monkeypatch.setattr(fitting, "trial", measured)
+    monkeypatch.setattr(fitting, "memory_now", lambda device: 0)
+    execution = fit(wide, CPU, ALONE)
+    assert execution.recompute == (parts is None)
+    assert execution.accumulate == (parts or 22)
+
+
 def test_a_gpu_that_has_no_room_for_a_trial(monkeypatch: pytest.MonkeyPatch, wide: Plan) -> None:
     def full(*_: object, **__: object) -> fitting.Trial:
         raise torch.OutOfMemoryError
@@ -109,19 +130,30 @@ def test_parts_that_the_user_asks_for_are_taken(monkeypatch: pytest.MonkeyPatch)
     assert fit(made, CPU, World(0, 16)).accumulate == 4, "no part is empty"
 
 
-def test_a_trial_measures_what_it_takes(wide: Plan) -> None:
+def test_trials_measure_what_images_take(nursery: Nursery) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the peak of memory is not known here")
-    few, many = (trial(wide.config, CPU, n).peak for n in (8, 40))
-    expected = 32 * activation_bytes(wide.config.unet, "fp32")
-    assert 0.5 * expected < many - few < 2.5 * expected
+    child = nursery.call(measure)
+    assert child.wait(240) == 0, child.stderr
+
+
+def measure() -> None:
+    """A child that keeps freed memory, as the program does: the images that fit are few enough, and not too few."""
+    keep_freed_memory()
+    plan = planned((9, 32, 32, 3), preset="small", batch_size=64, precision="fp32")
+    free = arithmetic(plan.config, 14)
+    images = fitting._fitting(plan.config, CPU, free, 64, recompute=False)
+    assert 4 <= images <= 14, images
+    before = fitting.memory_now(CPU)
+    assert trial(plan.config, CPU, images).peak - before < free
 
 
 def test_a_container_has_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine = available_memory(CPU)
     monkeypatch.setattr(fitting, "_CGROUP", tmp_path)
     assert available_memory(CPU) == pytest.approx(machine, rel=0.2)
-    (tmp_path / "memory.current").write_text(f"{300 * MIB}\n")
+    (tmp_path / "memory.current").write_text(f"{350 * MIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {50 * MIB}\nactive_file 7\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory(CPU) > 300 * MIB
     (tmp_path / "memory.max").write_text(f"{500 * MIB}\n")

@@ -193,7 +193,7 @@ def test_a_network_that_cannot_be_compiled(ddpm_env: dict[str, str], tiny_run: P
     done = train_afresh(ddpm_env | {"CXX": "/nonexistent"}, tmp_path, *options)
     assert done.returncode == 2, done.stderr
     assert "--compile: PyTorch cannot compile this network here" in done.stderr
-    assert "install a C++ compiler (g++), or leave out --compile" in done.stderr
+    assert "it needs a C++ compiler (g++) on a CPU. Or leave out --compile" in done.stderr
     assert "Traceback" not in done.stderr
 
 
