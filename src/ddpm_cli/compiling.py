@@ -14,7 +14,7 @@ from .errors import ArgumentError, PeerError
 from .train import Training
 
 REHEARSALS = 3
-ALLOWED = {"fp32": 1e-2, "bf16": 0.2}  # see `disagreement`
+ALLOWED = {"fp32": 1e-2, "bf16": 0.1}  # see `disagreement`
 
 
 @dataclass(frozen=True)
