@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -396,3 +397,112 @@ def test_the_pack_of_a_source_that_changed_is_found_by_its_digest(folder: Path, 
         if path.stat().st_size == 200 * ROW:
             os.truncate(path, 100)
     assert data.former_pack(source, SIZE, CHANNELS, first.digest) is None
+
+
+# Disks that fail, and files that are cut
+
+
+def failing(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Pack a folder, chunk by chunk of 8 images, after some code; prints the error that this ends with."""
+    start = """
+        import errno, os, sys
+        from pathlib import Path
+        from ddpm_cli import data
+        from ddpm_cli.data import folder, journal
+        from ddpm_cli.errors import DiskError
+        folder.CHUNK_IMAGES, journal.FLUSH_CHUNKS = 8, 10
+    """
+    end = """
+        source = data.find_source(sys.argv[1])
+        survey = data.scan(source).result()
+        try:
+            data.pack(source, survey, (16, 12), 3, 1).result()
+        except DiskError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", "\n".join(map(textwrap.dedent, (start, code, end))), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@LINUX
+def test_pixels_of_which_the_disk_said_once_that_they_are_lost_are_packed_again(folder: Path, cache: Path) -> None:
+    code = """
+        real, failed = os.fsync, []
+        def fsync(handle):
+            if os.readlink(f"/proc/self/fd/{handle}").endswith(".u8") and not failed:
+                failed.append(handle)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(handle)
+        os.fsync = fsync
+    """
+    assert "cannot write" in failing(code, folder).stdout
+    assert (the_pack(cache) / JOURNAL).read_bytes().count(b"\n") == 1  # none of the 10 chunks
+    assert np.array_equal(pack(folder).take(range(193)), pixels_of(folder)[1])
+
+
+@LINUX
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_chunks_of_which_only_the_line_could_not_be_written_are_kept(folder: Path, cache: Path, call: str) -> None:
+    """An append that a full disk cut in the middle leaves half a line, behind which no other may come."""
+    code = f"""
+        import io
+        real, failed = Path.open, []
+        class Torn(io.FileIO):
+            def writelines(self, lines):
+                lines = b"".join(lines)
+                if len(lines) > 700 and not failed:
+                    failed.append(self)
+                    self.write(lines[:700] if {call!r} == "write" else lines)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.write(lines)
+        def opened(path, mode="r", *arguments, **options):
+            is_append = path.name == "pack-journal.jsonl" and mode == "ab"
+            return Torn(path, mode) if is_append else real(path, mode, *arguments, **options)
+        Path.open = opened
+    """
+    assert "no space left" in failing(code, folder).stdout
+    lines = (the_pack(cache) / JOURNAL).read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["first"] for line in lines[1:]] == [*range(0, 80, 8)]
+    assert lines[-1].endswith(b"\n")
+    assert np.array_equal(pack(folder).take(range(193)), pixels_of(folder)[1])
+
+
+@pytest.mark.parametrize("file", ["images-00000.u8", "images-00005.u8", "images-00013.u8", shard_files.DIGESTS])
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
+@pytest.mark.parametrize("where", ["cache", "folder"])
+def test_a_begun_pack_with_a_damaged_file_is_begun_anew(
+    folder: Path, cache: Path, tmp_path: Path, file: str, damage: str, where: str
+) -> None:
+    run(folder, 1, 12)
+    begun, target = the_pack(cache), None
+    if where == "folder":
+        target = tmp_path / "mine"
+        begun = begun.rename(target)
+    if damage == "gone":
+        (begun / file).unlink()
+    else:
+        os.truncate(begun / file, (begun / file).stat().st_size - 1 if damage == "cut" else 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_files, "SHARD_BYTES", 7 * ROW + 1)
+        patch.setattr("ddpm_cli.data.folder.CHUNK_IMAGES", 8)
+        source = data.find_source(folder)
+        images = data.pack(source, data.scan(source).result(), SIZE, CHANNELS, 1, folder=target).result()
+    assert images.digest == data.Images.from_array(pixels_of(folder)[1]).digest
+    assert np.array_equal(images.take(range(193)), pixels_of(folder)[1])
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("file", ["images-00004.u8", shard_files.DIGESTS])
+def test_a_file_that_is_cut_while_it_is_packed_is_an_error_and_not_black_images(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.setattr("ddpm_cli.data.folder.CHUNK_IMAGES", 8)
+    source = data.find_source(folder)
+    stage = data.pack(source, data.scan(source).result(), SIZE, CHANNELS, 1)
+    assert sum(next(stage) for _ in range(25)) == 200  # all are written, and the end is not
+    os.truncate(the_pack(cache) / file, 0)
+    with pytest.raises(DiskError, match="was cut while the pack was made"):
+        stage.result()
+    assert np.array_equal(pack(folder).take(range(193)), pixels_of(folder)[1])

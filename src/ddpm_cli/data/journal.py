@@ -6,17 +6,18 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import sync
-from .manifest import JOURNAL
+from . import cache
+from .manifest import JOURNAL, MANIFEST
 from .shards import DIGESTS, Shards
 from .source import Chunk
 from .workers import Reply
 
 RESERVE = "pack-journal.reserve"
-_RESERVE_BYTES = 2**16  # kept free for the last lines, should the disk get full
+RESERVE_BYTES = 2**16  # kept free for the last lines, should the disk get full
 
 # What a power failure or a SIGKILL may cost is the work since the last flush: so many bytes, chunks or seconds.
 FLUSH_BYTES = 2**28
@@ -27,35 +28,38 @@ FLUSH_SECONDS = 10.0
 class Journal:
     """One line of JSON for each chunk that is packed, written after its pixels were flushed to the disk.
 
+    If the folder holds anything but the begun packing of just this, or if a file of that has become shorter than it
+    says, all of it is removed.
+
     Args:
-        shards: where the pixels go.
+        shards: where the pixels go, in a folder that is held by `cache.lock`.
         made_from: what is packed, and how.
     """
 
     def __init__(self, shards: Shards, made_from: str) -> None:
         self._shards = shards
-        begun = is_begun(shards, made_from)
-        self._done = _read(shards.folder / JOURNAL) if begun else {}
-        # How many positions were done when it was opened.
-        self.known = sum(json.loads(line)["count"] for line in self._done.values())
-        self._lines: list[bytes] = [] if begun else [_header(shards, made_from)]
-        self._bytes, self._time = 0, time.monotonic()
+        header = json.dumps({"made_from": made_from, "shard_images": shards.images}).encode() + b"\n"
+        self._done, self._end = _read(shards.folder / JOURNAL, header)
+        if not self._end or (shards.folder / MANIFEST).exists() or not self._is_whole():
+            cache.clear(shards.folder)
+            self._done, self._end = {}, 0
+        # How many images were packed when it was opened.
+        self.known = sum(entry.count - len(entry.reply.problems) for entry in self._done.values())
+        # Lines of pixels that may not be on the disk, the files of these, and lines that only wait to be written.
+        self._lines: list[bytes] = []
         self._touched: set[int] = set()
+        self._safe: list[bytes] = [] if self._end else [header]
+        self._bytes, self._time = 0, time.monotonic()
 
     def begin(self) -> None:
         """Say in the folder what is packed there, and take the room that `salvage` will need."""
         self.flush()
-        (self._shards.folder / RESERVE).write_bytes(bytes(_RESERVE_BYTES))
+        (self._shards.folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
 
     def reply(self, chunk: Chunk) -> Reply | None:
         """What became of a chunk in an earlier run; None if it is to be packed."""
-        line = self._done.pop(chunk.first, None)
-        if line is None:
-            return None
-        entry = json.loads(line)
-        if entry["count"] != len(chunk.names):
-            return None
-        return Reply(problems=tuple((int(index), str(text)) for index, text in entry["problems"]), notes=entry["notes"])
+        entry = self._done.pop(chunk.first, None)
+        return entry.reply if entry and entry.count == len(chunk.names) else None
 
     def add(self, chunk: Chunk, reply: Reply) -> None:
         """Note that a chunk is packed; flushed now and then."""
@@ -70,70 +74,91 @@ class Journal:
 
     def flush(self) -> None:
         """Flush the pixels to the disk, and then what is known of them."""
-        if self._lines:
-            for path in [self._shards.folder / DIGESTS, *map(self._shards.path, sorted(self._touched))]:
+        # Taken out first: Linux reports once that writing back has failed, so after that no flush can vouch for them.
+        lines, self._lines = self._lines, []
+        touched, self._touched = sorted(self._touched), set()
+        if lines:
+            for path in [self._shards.folder / DIGESTS, *map(self._shards.path, touched)]:
                 with contextlib.suppress(FileNotFoundError):  # where all were holes
                     sync(path)
-            with (self._shards.folder / JOURNAL).open("ab") as file:
-                file.writelines(self._lines)
-                file.flush()
-                os.fsync(file.fileno())
-            sync(self._shards.folder)
-        self._lines.clear()
-        self._touched.clear()
+            self._safe += lines
+        if self._safe:
+            self._append()
         self._bytes, self._time = 0, time.monotonic()
 
     def salvage(self) -> None:
         """Flush what can be, at an error or interrupt."""
         with contextlib.suppress(OSError):
-            (self._shards.folder / RESERVE).unlink()
+            (self._shards.folder / RESERVE).unlink(missing_ok=True)
             self.flush()
 
     def remove(self) -> None:
         """Remove it, since the pack is whole."""
-        for name in (JOURNAL, RESERVE, DIGESTS):
-            (self._shards.folder / name).unlink()
+        remove_journal(self._shards.folder)
+
+    def _append(self) -> None:
+        with (self._shards.folder / JOURNAL).open("ab") as file:
+            file.truncate(self._end)  # of what an append that failed may have left
+            file.writelines(self._safe)
+            file.flush()
+            os.fsync(file.fileno())
+        self._end += sum(map(len, self._safe))
+        self._safe.clear()
+        sync(self._shards.folder)
+
+    def _is_whole(self) -> bool:
+        """Whether all files are as long as is said, as they are not where one was cut, or not copied."""
+        ends: dict[int, int] = {}
+        for first, entry in self._done.items():
+            holes = {first + index for index, _ in entry.reply.problems}
+            for shard, last in self._shards.last_images(first, entry.count, holes):
+                ends[shard] = max(last, ends.get(shard, last))
+        return all(map(self._shards.has, ends.values()))
+
+
+def remove_journal(folder: Path) -> None:
+    """Remove what only the making of a pack needs."""
+    for name in (JOURNAL, RESERVE, DIGESTS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def begun_from(folder: Path) -> str | None:
-    """What a folder holds the begun packing of."""
+    """What a folder holds the begun packing of; None if there is none, or none of which anything is known."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), (folder / JOURNAL).open("rb") as file:
         return str(json.loads(file.readline())["made_from"])
     return None
 
 
-def is_begun(shards: Shards, made_from: str) -> bool:
-    """Whether a folder holds the begun packing of just this, in these files."""
-    with contextlib.suppress(OSError), (shards.folder / JOURNAL).open("rb") as file:
-        return file.readline() == _header(shards, made_from)
-    return False
+@dataclass(frozen=True)
+class _Entry:
+    count: int
+    reply: Reply
 
 
-def _header(shards: Shards, made_from: str) -> bytes:
-    return json.dumps({"made_from": made_from, "shard_images": shards.images}).encode() + b"\n"
+def _read(file: Path, header: bytes) -> tuple[dict[int, _Entry], int]:
+    """The entries of a journal by the position that they begin at, and where the last of them ends.
+
+    Nothing if it does not begin with this header; what is torn, and what follows it, does not count.
+    """
+    done: dict[int, _Entry] = {}
+    end = 0
+    with contextlib.suppress(FileNotFoundError), file.open("rb") as lines:
+        if lines.readline() == header:
+            end = len(header)
+            for line in lines:
+                if (found := _parse(line)) is None:
+                    break
+                first, done[first] = found
+                end += len(line)
+    return done, end
 
 
-def _read(file: Path) -> dict[int, bytes]:
-    """The lines of a journal by the position that they begin at; what is torn, and what follows it, is cut off."""
-    done: dict[int, bytes] = {}
-    with file.open("r+b") as lines:
-        end = len(lines.readline())
-        for line, first in _whole(lines):
-            done[first] = line
-            end += len(line)
-        lines.truncate(end)
-    return done
-
-
-def _whole(lines: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            first = int(entry["first"])
-            if not {"count", "problems", "notes"} <= entry.keys():
-                return
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return
-        if not line.endswith(b"\n"):
-            return
-        yield line, first
+def _parse(line: bytes) -> tuple[int, _Entry] | None:
+    if not line.endswith(b"\n"):
+        return None
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        entry = json.loads(line)
+        problems = tuple((int(index), str(text)) for index, text in entry["problems"])
+        reply = Reply(problems=problems, notes={str(text): int(n) for text, n in entry["notes"].items()})
+        return int(entry["first"]), _Entry(int(entry["count"]), reply)
+    return None

@@ -19,7 +19,7 @@ from ..pixels import COLOURS, MAX_SIDE
 from ..stage import Stage, finished
 from . import cache
 from .images import Images, open_pack
-from .journal import Journal, begun_from, is_begun
+from .journal import Journal, begun_from
 from .manifest import JOURNAL, MANIFEST, NAMES, Manifest, is_pack
 from .packed import Packed
 from .shards import DIGEST_BYTES, DIGESTS, Shards, digest_of
@@ -181,8 +181,6 @@ def _pack(job: _Job, workers: int | None) -> Generator[int, None, Images]:
 
 def _write(job: _Job, workers: int | None) -> Generator[int, None, None]:
     shards = Shards.planned(job.folder, job.size[0] * job.size[1] * job.channels)
-    if not is_begun(shards, job.made_from) or (job.folder / MANIFEST).exists():
-        cache.clear(job.folder)
     journal = Journal(shards, job.made_from)
     missing = max(0, job.survey.images - journal.known)
     check_space(job.folder, missing * shards.row, what="packing the images", advice=_ADVICE[job.in_cache])
@@ -260,6 +258,9 @@ def _named(chunks: Iterator[Chunk], names: IO[bytes]) -> Iterator[Chunk]:
 def _finish(job: _Job, shards: Shards, account: _Account) -> None:
     """Make a pack of what was written: exact sizes, all on the disk, and last of all the manifest."""
     folder, holes = job.folder, sorted(account.holes)
+    for number, last in shards.last_images(0, account.positions, set(holes)):
+        if not shards.has(last):  # else it would be made longer below, by black images
+            raise DiskError(f"{printable(shards.path(number))} was cut while the pack was made; start again")
     for path, size in shards.sizes(account.positions):
         with path.open("ab") as file:
             file.truncate(size)  # longer by the holes at its end

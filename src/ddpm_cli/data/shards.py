@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,26 @@ class Shards:
     def holding(self, first: int, count: int) -> range:
         """The numbers of the files that ``count`` positions from ``first`` on are in."""
         return range(first // self.images, (first + max(count, 1) - 1) // self.images + 1)
+
+    def last_images(self, first: int, count: int, holes: Container[int]) -> Iterator[tuple[int, int]]:
+        """The file and position of the last image, among ``count`` positions from ``first`` on, in each file of them.
+
+        A file that has only holes of them is left out.
+        """
+        for number in self.holding(first, count):
+            start, end = max(first, number * self.images), min(first + count, (number + 1) * self.images)
+            last = next((position for position in range(end - 1, start - 1, -1) if position not in holes), None)
+            if last is not None:
+                yield number, last
+
+    def has(self, position: int) -> bool:
+        """Whether the files of a pack that is made are long enough to hold this position's image and its digest."""
+        number, index = divmod(position, self.images)
+        needed = ((self.path(number), (index + 1) * self.row), (self.folder / DIGESTS, (position + 1) * DIGEST_BYTES))
+        try:
+            return all(path.stat().st_size >= size for path, size in needed)
+        except FileNotFoundError:
+            return False
 
 
 class ShardReader:
