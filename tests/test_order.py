@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from ddpm_cli import data
+from ddpm_cli.batches import batch_at
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.data import order
 from ddpm_cli.data.order import reading_order
 
@@ -16,7 +24,8 @@ Shape = tuple[int, int, int, int]
 @pytest.fixture
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of 10 blocks of 10 images of 10 bytes; what has more than 400 images is read in them."""
-    monkeypatch.setattr(order, "WINDOW", 4000)
+    monkeypatch.setattr(order, "UNIFORM_BYTES", 4000)
+    monkeypatch.setattr(order, "WINDOW", 1000)
     monkeypatch.setattr(order, "_BLOCK", 100)
 
 
@@ -39,7 +48,8 @@ def chi_square(counts: np.ndarray) -> float:
 )
 def test_each_epoch_has_every_image_once(n: int, row: int, seed: int, number: int, windowed: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "WINDOW", 4000 if windowed else 2**30)
+        patch.setattr(order, "UNIFORM_BYTES", 4000 if windowed else 2**30)
+        patch.setattr(order, "WINDOW", 1000)
         patch.setattr(order, "_BLOCK", 100)
         found = epoch((n, row, 1, 1), seed, number)
     assert found.dtype == np.int64
@@ -134,24 +144,89 @@ def test_epochs_and_seeds_differ() -> None:
         assert len(found) == 25
 
 
+def asked_for(shape: Shape, size: int, steps: range) -> list[list[range]]:
+    """The ranges of images that the system is asked for at each step of a run, or of a part of it."""
+    asked: list[list[range]] = []
+    images = data.Images(shape, "", lambda *_: None, lambda: iter(()), fetch=lambda numbers: asked[-1].append(numbers))
+    for step in steps:
+        asked.append([])
+        places = np.arange(step * size, (step + 1) * size)
+        order.read_ahead(images, 1, places)
+    return asked
+
+
 @pytest.mark.usefixtures("small_window")
+@pytest.mark.parametrize("size", [1, 16, 37, 250])
 @pytest.mark.parametrize("n", [410, 1000, 1003, 2000])
-def test_a_large_set_is_read_from_the_disk_once(n: int) -> None:
-    """A block is used within one window of 100 places, so that a cache of two windows holds it until it is done."""
-    for number in range(3):
-        blocks = epoch((n, 10, 1, 1), 1, number) // 10
-        places = [np.flatnonzero(blocks == block) for block in range(-(-n // 10))]
-        assert all(at[-1] - at[0] < 100 for at in places)
-        cached: dict[int, None] = {}
-        fetched = 0
-        for batch in np.array_split(blocks, n // 16):
-            for block in np.unique(batch).tolist():
-                fetched += block not in cached
-                cached.pop(block, None)
-                cached[block] = None
-                while len(cached) > 20:  # two windows, the least recently used goes
-                    del cached[next(iter(cached))]
-        assert fetched == -(-n // 10)
+def test_each_block_is_asked_for_once_an_epoch_and_before_it_is_read(n: int, size: int) -> None:
+    shape, epochs = (n, 10, 1, 1), 3
+    steps = epochs * n // size
+    requests: list[tuple[int, int]] = []  # (step, block)
+    for step, ranges in enumerate(asked_for(shape, size, range(steps))):
+        for numbers in ranges:
+            assert numbers.start % 10 == 0
+            assert numbers.stop == min(numbers.start + 10, n)
+            requests.append((step, numbers.start // 10))
+    blocks = -(-n // 10)
+    for number in range(epochs - 1):
+        read = epoch(shape, 1, number) // 10
+        for block in range(blocks):
+            step = [step for step, other in requests if other == block][number]
+            first, last = np.flatnonzero(read == block)[[0, -1]] + number * n
+            assert step <= first // size
+            assert last - step * size < 200 + size  # the page cache must keep no more than this
+    # One window more than is read, at most two where an epoch ends with a short one; never image by image.
+    assert len(requests) <= epochs * blocks + 20
+
+
+@pytest.mark.usefixtures("small_window")
+def test_a_run_that_goes_on_asks_for_the_rest_of_its_window() -> None:
+    shape = (2000, 10, 1, 1)
+    (first, *_), whole = asked_for(shape, 16, range(50, 60)), asked_for(shape, 16, range(60))
+    assert {*first} <= {numbers for step in whole[:51] for numbers in step}
+    read = set((reading_order(shape, 1, np.arange(800, 1000)) // 10 * 10).tolist())
+    assert (
+        read
+        >= {*(numbers.start for numbers in first)}
+        >= set((reading_order(shape, 1, np.arange(800, 900)) // 10 * 10).tolist())
+    )
+
+
+def test_what_fits_into_memory_is_not_asked_for() -> None:
+    assert asked_for((1000, 10, 1, 1), 16, range(60)) == [[]] * 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.usefixtures("small_window")
+def test_a_step_asks_for_whole_blocks_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images are in files of 33, so that a block may be in two, and one of them cannot be read."""
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("ddpm_cli.data.shards.SHARD_BYTES", 330)
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 10, 1), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / f"{index:03}.png")
+    (tmp_path / "images" / "044.png").write_bytes(b"")
+    images = data.open_images(tmp_path / "images", (10, 1), 1)
+    advised: list[tuple[str, int, int]] = []
+    advise = os.posix_fadvise
+
+    def recorded(handle: int, offset: int, length: int, advice: int) -> None:
+        advise(handle, offset, length, advice)
+        assert advice == os.POSIX_FADV_WILLNEED
+        advised.append((str(Path(f"/proc/self/fd/{handle}").readlink()), offset, length))
+
+    monkeypatch.setattr(os, "posix_fadvise", recorded)
+    config = TrainConfig(batch_size=16, flip=False)
+    for step in range(1, 500 // 16):
+        batch_at(images, config, 10, step)
+    wanted = np.zeros(500, int)
+    for path, offset, length in advised:
+        first = int(Path(path).stem.removeprefix("images-")) * 33 + offset // 10
+        assert (offset % 10, length % 10) == (0, 0)
+        wanted[first : first + length // 10] += 1
+    assert (wanted[:490] >= 1).all()
+    assert len(advised) < 120  # and not 500
 
 
 @pytest.mark.usefixtures("small_window")

@@ -10,7 +10,7 @@ import torch
 
 from . import rng
 from .config import TrainConfig
-from .data import Images, reading_order
+from .data import Images, read_ahead, reading_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,9 @@ def batch_at(
     size, seed = config.batch_size, config.seed
     rows = range(size) if rows is None else rows
     mine = slice(rows.start, rows.stop)
-    pixels = images.take(reading_order(images.shape, seed, np.arange((step - 1) * size, step * size)[mine]))
+    places = np.arange((step - 1) * size, step * size)[mine]
+    read_ahead(images, seed, places)
+    pixels = images.take(reading_order(images.shape, seed, places))
     if config.flip:
         mirrored = rng.integers(0, 2, size, seed, "flip", step)[mine].astype(bool)
         pixels[mirrored] = pixels[mirrored, :, ::-1]

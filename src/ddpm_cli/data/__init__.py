@@ -12,7 +12,7 @@ from ..stage import Stage
 from .cache import cache_folder
 from .find import builtin, find_source
 from .images import Images
-from .order import reading_order
+from .order import read_ahead, reading_order
 from .pack import discard_pack, former_pack, pack
 from .source import ACCEPTED, Skip, Source
 from .survey import Spread, Survey, auto_channels, auto_size, scan
@@ -34,6 +34,7 @@ __all__ = [
     "former_pack",
     "open_images",
     "pack",
+    "read_ahead",
     "reading_order",
     "scan",
 ]

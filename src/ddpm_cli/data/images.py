@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -38,6 +38,7 @@ class Images:
         names: Callable[[], Iterator[str]],
         skipped: tuple[Skip, ...] = (),
         notes: tuple[tuple[str, int], ...] = (),
+        fetch: Callable[[range], None] = lambda _: None,
     ) -> None:
         self.shape = shape
         self.digest = digest
@@ -45,6 +46,9 @@ class Images:
         self.notes = notes
         self._fill = fill
         self._names = names
+        self._fetch = fetch
+        # The seed and the blocks, counted through all epochs, that `order.read_ahead` has asked for.
+        self.asked = 0, range(0)
 
     @classmethod
     def from_array(cls, pixels: Pixels, names: Sequence[str] | None = None) -> Self:
@@ -80,6 +84,11 @@ class Images:
         out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         self._fill(out, numbers)
         return out
+
+    def prefetch(self, ranges: Iterable[range]) -> None:
+        """Ask the system to fetch ranges of images, each not empty, that will be read soon; it may or may not."""
+        for numbers in ranges:
+            self._fetch(numbers)
 
     def names(self) -> Iterator[str]:
         """The names of all images in order. They come from outside: make them printable before showing them."""
@@ -122,13 +131,20 @@ def read_pack(folder: Path) -> Images:
     holes = np.array(manifest.holes, np.int64)
     before = holes - np.arange(len(holes))  # how many images stand before each hole
 
+    def positions(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return indices + np.searchsorted(before, indices, side="right")
+
     def fill(out: Pixels, indices: npt.NDArray[np.int64]) -> None:
-        reader.read(out, indices + np.searchsorted(before, indices, side="right"))
+        reader.read(out, positions(indices))
+
+    def fetch(numbers: range) -> None:
+        first, last = positions(np.array([numbers[0], numbers[-1]])).tolist()
+        reader.prefetch(first, last + 1 - first)
 
     def names() -> Iterator[str]:
         return _read_names(folder / NAMES, frozenset(manifest.holes))
 
-    return Images(manifest.shape, manifest.digest, fill, names, manifest.skipped, manifest.notes)
+    return Images(manifest.shape, manifest.digest, fill, names, manifest.skipped, manifest.notes, fetch)
 
 
 def _read_names(file: Path, holes: frozenset[int]) -> Iterator[str]:

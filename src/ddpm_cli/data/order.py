@@ -2,20 +2,25 @@
 
 A set whose pixels fit into memory is read in a uniformly random order. A larger one would come from the disk image by
 image, which a spinning or network disk does slowly. Its blocks of about 1 MiB are put in a random order, as many as fit
-make a window, and the images of a window are read in a random order: each block is fetched once an epoch, and used
-while it is in the page cache. Images of one block come near each other in every epoch, among others each time.
+make a window, and the images of a window are read in a random order. `read_ahead` asks the system for each block, as a
+whole, one window before its images are read: so it is fetched once an epoch, as long as the page cache keeps two
+windows. Images of one block come near each other in every epoch, among others each time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import rng
+from .images import Images
 
 Int64 = npt.NDArray[np.int64]
 
-WINDOW = 2**30
+UNIFORM_BYTES = 2**30
+WINDOW = 2**28
 _BLOCK = 2**20
 
 
@@ -37,42 +42,88 @@ def reading_order(shape: tuple[int, int, int, int], seed: int, places: npt.NDArr
     epochs, within = np.divmod(places, n)
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
-        numbers[here] = _epoch(shape, seed, epoch, within[here])
+        if _is_small(shape):
+            numbers[here] = rng.permuted(within[here], n, seed, "order", epoch)
+        else:
+            numbers[here] = _in_windows(_Blocks.of(shape, seed, epoch), within[here])
     return numbers
 
 
-def _epoch(shape: tuple[int, int, int, int], seed: int, epoch: int, places: Int64) -> Int64:
-    n, height, width, channels = shape
-    row = height * width * channels
-    if n * row <= WINDOW:
-        return rng.permuted(places, n, seed, "order", epoch)
-    layout = _Blocks(n, max(1, _BLOCK // row), int(rng.integers(0, n, 1, seed, "order of the short block", epoch)[0]))
-    window = max(1, WINDOW // 4 // (layout.size * row))
-    of_window = layout.block_at(places) // window
+def read_ahead(images: Images, seed: int, places: Int64) -> None:
+    """Ask the system for what `reading_order` reads soon, block by block, where it reads in blocks.
+
+    That is what remains of the window of the first place, and as much again as is read until the last. What was asked
+    for at the last call is not asked for again.
+
+    Args:
+        seed, places: as for `reading_order`; the places ascending.
+    """
+    if not len(places) or _is_small(images.shape):
+        return
+    (first_epoch, last_epoch), within = np.divmod(places[[0, -1]], len(images))
+    first, last = _Blocks.of(images.shape, seed, int(first_epoch)), _Blocks.of(images.shape, seed, int(last_epoch))
+    of_first, of_last = first.block_at(within)[0], last.block_at(within)[1]
+    start = int(first_epoch * first.count + of_first // first.window * first.window)
+    end = int(last_epoch * last.count + of_last + 1 + last.window)
+    asked_seed, asked = images.asked
+    fresh = asked.stop if asked_seed == seed and start in asked else start
+    images.prefetch(_ranges(images.shape, seed, range(fresh, end)))
+    images.asked = seed, range(start, max(fresh, end))
+
+
+def _is_small(shape: tuple[int, int, int, int]) -> bool:
+    return shape[0] * shape[1] * shape[2] * shape[3] <= UNIFORM_BYTES
+
+
+def _in_windows(blocks: _Blocks, places: Int64) -> Int64:
+    of_window = blocks.block_at(places) // blocks.window
     order = np.empty(len(places), np.int64)
     for number in np.unique(of_window).tolist():
         here = of_window == number
-        first, end = layout.start(np.array([number, number + 1]) * window).tolist()
-        order[here] = first + rng.permuted(places[here] - first, end - first, seed, "order in a window", epoch, number)
-    block = layout.block_at(order)
-    full = rng.permuted(block - (block > layout.short), layout.full, seed, "order of blocks", epoch)
-    return np.where(block == layout.short, layout.full, full) * layout.size + order - layout.start(block)
+        first, end = blocks.start(np.array([number, number + 1]) * blocks.window).tolist()
+        name = "order in a window", blocks.epoch, number
+        order[here] = first + rng.permuted(places[here] - first, end - first, blocks.seed, *name)
+    block = blocks.block_at(order)
+    return blocks.stored(block) * blocks.size + order - blocks.start(block)
+
+
+def _ranges(shape: tuple[int, int, int, int], seed: int, numbers: range) -> Iterator[range]:
+    """The images of some blocks, which are counted through all epochs."""
+    epochs, within = np.divmod(np.array(numbers, np.int64), _Blocks.of(shape, seed, 0).count)
+    for epoch in np.unique(epochs).tolist():
+        blocks = _Blocks.of(shape, seed, epoch)
+        for stored in np.sort(blocks.stored(within[epochs == epoch])).tolist():
+            yield range(stored * blocks.size, min((stored + 1) * blocks.size, shape[0]))
 
 
 class _Blocks:
     """Images 0..n-1 in blocks of one size, with the last, which may be shorter, put among the others.
 
     Args:
-        size: images in a block.
-        chosen: 0..n-1, from which follows where the short block stands.
+        n: how many images.
+        row: bytes of an image.
+        seed, epoch: of the order that the blocks have.
     """
 
-    def __init__(self, n: int, size: int, chosen: int) -> None:
-        self.size = size
-        self.full, rest = divmod(n, size)
+    def __init__(self, n: int, row: int, seed: int, epoch: int) -> None:
+        self.seed, self.epoch = seed, epoch
+        self.size = max(1, _BLOCK // row)
+        # How many blocks make a window.
+        self.window = max(1, WINDOW // (self.size * row))
+        self.full, rest = divmod(n, self.size)
         self.count = self.full + (rest > 0)
+        chosen = int(rng.integers(0, n, 1, seed, "order of the short block", epoch)[0])
         self.short = chosen % self.count if rest else self.count
-        self._missing = size - rest
+        self._missing = self.size - rest
+
+    @classmethod
+    def of(cls, shape: tuple[int, int, int, int], seed: int, epoch: int) -> _Blocks:
+        return cls(shape[0], shape[1] * shape[2] * shape[3], seed, epoch)
+
+    def stored(self, block: Int64) -> Int64:
+        """Which block of the pack is read as this one."""
+        others = rng.permuted(block - (block > self.short), self.full, self.seed, "order of blocks", self.epoch)
+        return np.where(block == self.short, self.full, others)
 
     def start(self, block: Int64) -> Int64:
         """The place at which a block begins, or where all end."""

@@ -111,6 +111,20 @@ class ShardReader:
                     if os.preadv(handle, [out[place]], int(offsets[place]) * self._shards.row) != self._shards.row:
                         raise InputError(f"{printable(self._shards.path(file))} was cut while it was read; start again")
 
+    def prefetch(self, first: int, count: int) -> None:
+        """Ask the system for ``count`` images from a position on, where it can be asked."""
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
+        for file in self._shards.holding(first, count):
+            offset = max(first - file * self._shards.images, 0)
+            end = min(first + count - file * self._shards.images, self._shards.images)
+            with (
+                contextlib.suppress(InputError, OSError),
+                self._opened(file) as handle,
+            ):  # reading will say what is wrong
+                row = self._shards.row
+                os.posix_fadvise(handle, offset * row, (end - offset) * row, os.POSIX_FADV_WILLNEED)
+
     @contextlib.contextmanager
     def _opened(self, number: int) -> Iterator[int]:
         if number < len(self._handles):
