@@ -194,6 +194,24 @@ for _ in data.pack(source, survey, (24, 24), 3, 1, folder=pathlib.Path({str(tmp_
     assert names == {".lock", "images-00000.u8", "manifest.json", "names.jsonl"}
 
 
+@pytest.mark.parametrize("size", [24, 16])
+def test_force_goes_on_with_a_begun_pack_of_the_same_only(ddpm: Ddpm, images: Path, tmp_path: Path, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm_cli.data.folder.CHUNK_IMAGES", 8)
+        source = data.find_source(images)
+        survey = data.scan(source).result()
+        stage = data.pack(source, survey, (24, 24), 3, 1, folder=tmp_path / "packed")
+        assert next(stage) == 8
+        del stage
+    journal = tmp_path / "packed" / "pack-journal.jsonl"
+    before = journal.read_bytes()
+    data.discard_pack(tmp_path / "packed", source, (size, size), 3)
+    assert (journal.exists() and journal.read_bytes() == before) == (size == 24)
+    done = ddpm("pack", images, "-o", "packed", "--size", str(size), "--force")
+    assert done.returncode == 0, done.stderr
+    assert data.open_images(tmp_path / "packed").digest == data.open_images(images, (size, size)).digest
+
+
 def test_nothing_is_overwritten_unasked(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
     ddpm("pack", "builtin:digits", "-o", "packed")
     (tmp_path / "packed" / "README").write_text("mine")

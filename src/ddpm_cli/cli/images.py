@@ -105,7 +105,7 @@ def pack_into(
     """The images of a source, packed into a folder of the user's; other arguments as for `open_images`.
 
     Args:
-        force: overwrite the pack that is there.
+        force: overwrite the pack that is there, but go on with a begun one of the same.
     """
     if (folder / MANIFEST).exists() and not force:
         raise ArgumentError(f"{printable(folder)} exists already; name another folder, or --force to overwrite it")
@@ -113,10 +113,10 @@ def pack_into(
     if source.path == folder.resolve():
         raise ArgumentError(f"{printable(folder)} is the folder of the images; name another for the pack")
     survey = shown(scan(source), screen)
+    size, channels = size or auto_size(survey, limit), channels or auto_channels(survey)
     if force:
-        discard_pack(folder)
-    stage = pack(source, survey, size or auto_size(survey, limit), channels or auto_channels(survey), folder=folder)
-    images = shown(stage, screen)
+        discard_pack(folder, source, size, channels)
+    images = shown(pack(source, survey, size, channels, folder=folder), screen)
     _tell(name, survey, images, screen)
     return images
 

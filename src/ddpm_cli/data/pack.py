@@ -96,8 +96,8 @@ def former_pack(source: Source, size: tuple[int, int], channels: int, digest: st
     return None
 
 
-def discard_pack(folder: Path) -> None:
-    """Remove a pack, whole or begun, from a folder, if there is one; other files stay.
+def discard_pack(folder: Path, source: Source, size: tuple[int, int], channels: int) -> None:
+    """Remove a pack from a folder, if there is one. Other files stay, and so does the begun pack of just this.
 
     Raises:
         LockedError: another process is making it.
@@ -110,7 +110,9 @@ def discard_pack(folder: Path) -> None:
         if held is None:
             raise LockedError(f"another process is packing into {printable(folder)}; wait for it, or stop it")
         with held:
-            cache.clear(folder)
+            is_begun = begun_from(folder) == cache.name_of(source, *size, channels)
+            if not is_begun or (folder / MANIFEST).exists():
+                cache.clear(folder)
 
 
 def _check_same(source: Packed, size: tuple[int, int], channels: int) -> None:
