@@ -309,6 +309,58 @@ def test_what_another_is_at_work_on_is_not_removed(folder: Path, cache: Path) ->
     assert len(stage.result()) == 193
 
 
+@LINUX
+def test_nobody_takes_over_before_the_processes_of_a_dead_packer_have_ended(folder: Path, cache: Path) -> None:
+    """They may be at a large image, which they write as soon as it is decoded."""
+    code = """
+        import os, sys, time
+        from ddpm_cli import data
+        from ddpm_cli.data import workers
+        slow = "import ddpm_cli.data.workers as w; fit = w.fit; "
+        slow += "w.fit = lambda *a: (__import__('time').sleep(1.5), fit(*a))[1]; w.main()"
+        workers._START = workers._START.replace("main()", slow)
+        source = data.find_source(sys.argv[1])
+        survey = data.scan(source, 1).result()
+        print("start", flush=True)
+        data.pack(source, survey, (16, 12), 3, 2).result()
+    """
+    packer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(folder)], stdout=-1, text=True)
+    assert packer.stdout is not None
+    assert packer.stdout.readline() == "start\n"
+    children = Path(f"/proc/{packer.pid}/task/{packer.pid}/children")
+    while len(workers := children.read_text().split()) < 2:
+        time.sleep(0.01)
+    while not (the_pack(cache) / shard_files.DIGESTS).exists():  # which a worker makes before it decodes
+        time.sleep(0.01)
+    packer.kill()
+    packer.communicate()
+    begun = the_pack(cache)
+    assert caches.lock(begun, 0) is None
+    while (held := caches.lock(begun, 0.1)) is None:
+        assert any(map(is_alive, workers))
+    with held:
+        assert not any(map(is_alive, workers))
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def test_a_lock_of_a_folder_that_was_removed_guards_nothing(tmp_path: Path) -> None:
+    first = caches.lock(tmp_path / "pack", 0)
+    assert first is not None
+    assert caches.lock(tmp_path / "pack", 0) is None
+    shutil.rmtree(tmp_path / "pack")
+    with first:
+        second = caches.lock(tmp_path / "pack", 0)
+        assert second is not None
+    with second:
+        assert caches.lock(tmp_path / "pack", 0) is None
+
+
 # Full disks
 
 

@@ -89,7 +89,7 @@ HOMES = {
     "torch.distributed": {"distributed", "train"},
     "huggingface_hub": {"hub"},
     "safetensors": {"checkpoint"},
-    "filelock": {"checkpoint", "data"},
+    "filelock": {"checkpoint"},
     "rich": {"ui"},
     "click": {"cli"},
     "PIL": {"pixels", "data", "ui.captions", "ui.pictures", "ui.plot", "ui.preview", "ui.sheet"},

@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO
@@ -174,24 +175,28 @@ def _pack(job: _Job, workers: int | None) -> Generator[int, None, Images]:
         with held, cache.unless_empty(job.folder):
             images = _made(job.folder, job.made_from)
             if images is None:
-                yield from _write(job, workers)
+                yield from _write(job, workers, held)
                 images = open_pack(job.folder)
     if images is None:
         raise DiskError(f"the packed images in {printable(job.folder)} vanished while they were opened; start again")
     return images
 
 
-def _write(job: _Job, workers: int | None) -> Generator[int, None, None]:
+def _write(job: _Job, workers: int | None, held: cache.Lock) -> Generator[int, None, None]:
     shards = Shards.planned(job.folder, job.size[0] * job.size[1] * job.channels)
     journal = Journal(shards, job.made_from)
     missing = max(0, job.survey.images - journal.known)
     check_space(job.folder, missing * shards.row, what="packing the images", advice=_ADVICE[job.in_cache])
     journal.begin()
     account = _Account(job.source.tally.copy())
+    source = job.source
+    task = Task(source.kind, str(source.path), str(job.folder), job.size, job.channels, shards.images)
+    workers = workers or count_workers(task, source.count, source.nbytes)
+    work = partial(run, task, workers=workers, held=(held.handle,))
     try:
         with (job.folder / NAMES).open("wb") as names:
             chunks = _named(job.source.chunks(account.tally), names)
-            for chunk, reply in _replies(job, chunks, journal, shards, workers):
+            for chunk, reply in _replies(chunks, journal, work):
                 account.add(chunk, reply)
                 yield chunk.amount
     except BaseException:
@@ -224,14 +229,16 @@ class _Account:
 
 
 def _replies(
-    job: _Job, chunks: Iterator[Chunk], journal: Journal, shards: Shards, workers: int | None
+    chunks: Iterator[Chunk], journal: Journal, work: Callable[[Iterator[Chunk]], Iterator[tuple[Chunk, Reply]]]
 ) -> Iterator[tuple[Chunk, Reply]]:
-    """Every chunk with what became of it, in this run or in an earlier one."""
+    """Every chunk with what became of it, in an earlier run or by the work that is done now."""
     for chunk in chunks:
         if (reply := journal.reply(chunk)) is None:
             chunks = chain([chunk], chunks)
             break
         yield chunk, reply
+    else:
+        return  # without the start of any process
     # From here on, a few that were done are among those that were not.
     known: list[tuple[Chunk, Reply]] = []
 
@@ -240,11 +247,9 @@ def _replies(
             if (reply := journal.reply(chunk)) is None:
                 yield chunk
             else:
-                known.append((chunk, reply))
+                known.append((replace(chunk, blob=b""), reply))
 
-    source = job.source
-    task = Task(source.kind, str(source.path), str(job.folder), job.size, job.channels, shards.images)
-    for chunk, reply in run(task, unknown(), workers or count_workers(task, source.count, source.nbytes)):
+    for chunk, reply in work(unknown()):
         journal.add(chunk, reply)
         yield chunk, reply
     yield from known

@@ -83,14 +83,18 @@ Work = Callable[[Chunk], Reply]
 Done = Generator[tuple[Chunk, Reply], None, None]
 
 
-def run(task: Task, chunks: Iterator[Chunk], workers: int) -> Iterator[tuple[Chunk, Reply]]:
+def run(task: Task, chunks: Iterator[Chunk], workers: int, held: tuple[int, ...] = ()) -> Iterator[tuple[Chunk, Reply]]:
     """Do the task on every chunk, in this process or in ``workers`` >= 2 others; in order of completion.
+
+    Args:
+        held: handles that the others get. A lock among them is held until the last has ended, though this process be
+            killed before.
 
     Raises:
         InputError: the source as a whole cannot be read.
         OSError: the target cannot be written.
     """
-    done = _in_processes(task, chunks, workers) if workers > 1 else _here(task, chunks)
+    done = _in_processes(task, chunks, workers, held) if workers > 1 else _here(task, chunks)
     with contextlib.closing(done):
         for chunk, reply in done:
             if reply.refused is not None:
@@ -190,7 +194,7 @@ def _pack(read: Opener, chunk: Chunk, writer: ShardWriter, task: Task) -> Reply:
 class _Process:
     """A worker process, and the chunk it is at."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: tuple[int, ...]) -> None:
         self.chunk: Chunk | None = None
         # In a group of its own, a process is not met by what the terminal sends at Ctrl-C: the parent decides.
         self.popen = subprocess.Popen(
@@ -199,6 +203,7 @@ class _Process:
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             process_group=0,
+            pass_fds=held,
         )
         assert self.popen.stdin is not None
         assert self.popen.stdout is not None
@@ -243,13 +248,13 @@ class _Process:
         return DdpmError(f"a process that reads images {reason}{where}")
 
 
-def _in_processes(task: Task, chunks: Iterator[Chunk], workers: int) -> Done:
+def _in_processes(task: Task, chunks: Iterator[Chunk], workers: int, held: tuple[int, ...]) -> Done:
     processes: list[_Process] = []
     finished = False
     try:
         with selectors.DefaultSelector() as replies:
             for _ in range(workers):
-                processes.append(process := _Process())
+                processes.append(process := _Process(held))
                 process.begin(task)
                 replies.register(process.replies, selectors.EVENT_READ, process)
             idle = list(processes)
