@@ -417,6 +417,34 @@ def test_a_packing_that_met_a_full_disk_goes_on_and_asks_only_for_what_is_missin
     assert data.pack(source, data.scan(source).result(), (64, 64), 3).result().digest == digest
 
 
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk, as root")
+def test_room_for_the_pixels_alone_is_not_enough(tmp_path: Path, cache: Path) -> None:
+    """Of small images, the names and digests take more than the pixels."""
+    np.save(tmp_path / "x.npy", np.zeros((20_000, 8, 8), np.uint8))
+    code = """
+        import os, sys
+        from pathlib import Path
+        from ddpm_cli import data
+        from ddpm_cli.errors import DiskError
+        cache = Path(os.environ["DDPM_CACHE"])
+        source = data.find_source(sys.argv[1])
+        survey = data.scan(source).result()
+        info = os.statvfs(cache)
+        (cache / "filler").write_bytes(bytes(info.f_bavail * info.f_frsize - 20_000 * 64 - 2**17))
+        try:
+            data.pack(source, survey, (8, 8), 1).result()
+        except DiskError as error:
+            print(error)
+    """
+    cache.mkdir()
+    mount = f'mount -t tmpfs -o size=8m none {cache} && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run([*command, tmp_path / "x.npy"], capture_output=True, text=True, timeout=60, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no private mounts here: {done.stderr}")
+    assert "packing the images needs 2.8 MiB" in done.stdout, done
+
+
 def test_a_disk_that_is_too_small_leaves_nothing(folder: Path, cache: Path) -> None:
     source = data.find_source(folder)
     with pytest.raises(DiskError, match="packing the images needs"):

@@ -212,6 +212,54 @@ def test_force_goes_on_with_a_begun_pack_of_the_same_only(ddpm: Ddpm, images: Pa
     assert data.open_images(tmp_path / "packed").digest == data.open_images(images, (size, size)).digest
 
 
+def test_what_a_kill_at_the_very_end_leaves_is_removed_by_the_same_command(
+    ddpm: Ddpm, images: Path, tmp_path: Path
+) -> None:
+    code = f"""
+import os, pathlib, signal
+from ddpm_cli import data
+from ddpm_cli.data import journal
+journal.Journal.remove = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+source = data.find_source({str(images)!r})
+survey = data.scan(source).result()
+data.pack(source, survey, (24, 24), 3, 1, folder=pathlib.Path({str(tmp_path / "packed")!r})).result()
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / "packed" / "pack-journal.jsonl").exists()
+    assert (tmp_path / "packed" / "manifest.json").exists()
+    other = ddpm("pack", images, "-o", "packed", "--size", "16")
+    assert other.returncode == 2
+    assert "holds a pack already" in other.stderr
+    done = ddpm("pack", images, "-o", "packed")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "packed").iterdir()}
+    assert names == {".lock", "images-00000.u8", "manifest.json", "names.jsonl"}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"made_from": "', b"\0" * 100])
+def test_a_journal_whose_first_line_is_torn_locks_nobody_out(
+    ddpm: Ddpm, images: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "pack-journal.jsonl").write_bytes(content)
+    done = ddpm("pack", images, "-o", "packed")
+    assert done.returncode == 0, done.stderr
+    assert data.open_images(tmp_path / "packed").digest == data.open_images(images).digest
+
+
+def test_a_copy_of_other_pixels_than_the_digest_names_is_refused(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
+    assert ddpm("pack", images, "-o", "packed").returncode == 0
+    with (tmp_path / "packed" / "images-00000.u8").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"damage")
+    (tmp_path / "copy").mkdir()
+    done = ddpm("pack", "packed", "-o", "copy")
+    assert done.returncode == 3
+    assert "packed is a damaged pack: its pixels are not those that its digest names; copy it again" in done.stderr
+    assert [*(tmp_path / "copy").iterdir()] == []  # the user's own folder stays
+
+
 def test_nothing_is_overwritten_unasked(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
     ddpm("pack", "builtin:digits", "-o", "packed")
     (tmp_path / "packed" / "README").write_text("mine")

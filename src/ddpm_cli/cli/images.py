@@ -16,7 +16,7 @@ from ..data import (
     pack,
     scan,
 )
-from ..data.manifest import MANIFEST
+from ..data.manifest import JOURNAL, MANIFEST
 from ..distributed import ALONE, TURNS, World
 from ..errors import ArgumentError, InputError
 from ..files import printable
@@ -107,7 +107,8 @@ def pack_into(
     Args:
         force: overwrite the pack that is there, but go on with a begun one of the same.
     """
-    if (folder / MANIFEST).exists() and not force:
+    # With its journal, it is one that was finished a moment before a kill.
+    if (folder / MANIFEST).exists() and not (folder / JOURNAL).exists() and not force:
         raise ArgumentError(f"{printable(folder)} exists already; name another folder, or --force to overwrite it")
     source = find_source(name)
     if source.path == folder.resolve():

@@ -134,14 +134,20 @@ def _try_lock(folder: Path) -> Lock | None:
 
 
 @contextlib.contextmanager
-def unless_empty(folder: Path) -> Iterator[None]:
-    """Within, a folder is held by `lock`; in the end it goes if nothing was left in it."""
+def unless_empty(folder: Path, *, keep: bool) -> Iterator[None]:
+    """Within, a folder is held by `lock`; in the end it goes if nothing was left in it.
+
+    Args:
+        keep: whether only the lock goes.
+    """
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             if [file.name for file in folder.iterdir()] == [LOCK]:
-                shutil.rmtree(folder)
+                (folder / LOCK).unlink()
+                if not keep:
+                    folder.rmdir()
 
 
 def clear(folder: Path) -> None:

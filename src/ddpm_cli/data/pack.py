@@ -20,7 +20,7 @@ from ..pixels import COLOURS, MAX_SIDE
 from ..stage import Stage, finished
 from . import cache
 from .images import Images, open_pack
-from .journal import Journal, begun_from
+from .journal import RESERVE_BYTES, Journal, begun_from, remove_journal
 from .manifest import JOURNAL, MANIFEST, NAMES, Manifest, is_pack
 from .packed import Packed
 from .shards import DIGEST_BYTES, DIGESTS, Shards, digest_of
@@ -30,6 +30,8 @@ from .workers import Reply, Task, count_workers, run
 
 _BLOCK = 2**16
 _WAIT_SECONDS = 0.25
+# What the name of an image, and its share of the journal, take on the disk, about.
+_NAME_BYTES = 64
 # Whether it is in the cache, and what to do when the disk is too small for it.
 _ADVICE = {True: "make room, or set DDPM_CACHE to a folder on another disk", False: "make room, or name another folder"}
 
@@ -136,7 +138,7 @@ def _check_free(folder: Path, made_from: str) -> None:
         if Manifest.read(folder).made_from == made_from:
             return  # a damaged one
     if (folder / JOURNAL).exists() and not (folder / MANIFEST).exists():
-        if begun_from(folder) == made_from:
+        if begun_from(folder) in (made_from, None):  # a torn first line, behind which nothing is
             return
         raise ArgumentError(
             f"{name} holds the begun pack of other images; name another folder, or --force to remove it"
@@ -162,17 +164,28 @@ def _made(folder: Path, made_from: str) -> Images | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if Manifest.read(folder).made_from == made_from and (images := open_pack(folder)) is not None:
             cache.mark_used(folder / MANIFEST)
+            _remove_leftovers(folder)
             return images
     return None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what is left in the folder of a whole pack by a packer that was killed at the very end."""
+    with contextlib.suppress(OSError):  # a pack that may only be read
+        if (folder / JOURNAL).exists() and (held := cache.lock(folder, 0)) is not None:
+            with held:
+                if (folder / MANIFEST).exists():
+                    remove_journal(folder)
 
 
 def _pack(job: _Job, workers: int | None) -> Generator[int, None, Images]:
     if job.in_cache:
         cache.make_room(job.folder)
+    is_the_users = not job.in_cache and job.folder.exists()
     with disk_errors(job.folder):
         while (held := cache.lock(job.folder, _WAIT_SECONDS)) is None:
             yield 0  # another process packs the same
-        with held, cache.unless_empty(job.folder):
+        with held, cache.unless_empty(job.folder, keep=is_the_users):
             images = _made(job.folder, job.made_from)
             if images is None:
                 yield from _write(job, workers, held)
@@ -186,7 +199,8 @@ def _write(job: _Job, workers: int | None, held: cache.Lock) -> Generator[int, N
     shards = Shards.planned(job.folder, job.size[0] * job.size[1] * job.channels)
     journal = Journal(shards, job.made_from)
     missing = max(0, job.survey.images - journal.known)
-    check_space(job.folder, missing * shards.row, what="packing the images", advice=_ADVICE[job.in_cache])
+    need = missing * (shards.row + DIGEST_BYTES + _NAME_BYTES) + RESERVE_BYTES
+    check_space(job.folder, need, what="packing the images", advice=_ADVICE[job.in_cache])
     journal.begin()
     account = _Account(job.source.tally.copy())
     source = job.source
@@ -273,9 +287,16 @@ def _finish(job: _Job, shards: Shards, account: _Account) -> None:
             file.truncate(size)  # longer by the holes at its end
             os.fsync(file.fileno())
     sync(folder / NAMES)
+    digest = digest_of(_digests(folder / DIGESTS, holes, account.positions))
+    if isinstance(job.source, Packed) and digest != job.source.images.digest:
+        cache.clear(folder)
+        raise InputError(
+            f"{job.source.label} is a damaged pack: its pixels are not those that its digest names; copy it again, "
+            "or make it again with ddpm pack"
+        )
     manifest = Manifest(
         shape=(account.positions - len(holes), *job.size, job.channels),
-        digest=digest_of(_digests(folder / DIGESTS, holes, account.positions)),
+        digest=digest,
         made_from=job.made_from,
         shard_images=shards.images,
         holes=tuple(holes),
