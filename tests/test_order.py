@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,35 +70,18 @@ def test_the_image_at_a_place_depends_on_nothing_but_the_place(n: int) -> None:
 
 
 def test_it_is_the_same_on_every_machine() -> None:
-    assert reading_order((10, 8, 8, 3), 0, np.arange(20)).tolist() == [
-        6,
-        5,
-        0,
-        4,
-        2,
-        8,
-        3,
-        7,
-        9,
-        1,
-        9,
-        7,
-        2,
-        1,
-        3,
-        6,
-        0,
-        5,
-        8,
-        4,
-    ]
-    assert reading_order((10**6, 64, 64, 3), 7, np.array([0, 1, 2, 10**6, 5 * 10**11])).tolist() == [
-        573250,
-        608809,
-        195568,
-        25381,
-        140641,
-    ]
+    two_epochs = [4, 3, 9, 7, 2, 8, 5, 1, 0, 6, 4, 2, 0, 3, 1, 5, 6, 8, 7, 9]
+    assert reading_order((10, 8, 8, 3), 0, np.arange(20)).tolist() == two_epochs
+    places = np.array([0, 1, 2, 10**6, 5 * 10**11])
+    assert reading_order((10**6, 64, 64, 3), 7, places).tolist() == [363753, 602590, 104238, 357707, 913110]
+
+
+def test_a_batch_over_many_epochs_takes_no_time() -> None:
+    """One image in batches of 128, as in a trial of whether a network can learn it."""
+    start = time.perf_counter()
+    for step in range(100):
+        assert not reading_order((1, 8, 8, 1), 0, np.arange(step * 128, (step + 1) * 128)).any()
+    assert time.perf_counter() - start < 0.5
 
 
 @pytest.mark.usefixtures("small_window")
@@ -105,9 +89,9 @@ def test_it_is_the_same_on_every_machine() -> None:
 def test_each_image_comes_at_each_place_equally_often(n: int) -> None:
     parts = 10  # of the epoch, and of the data set
     counts = np.zeros((parts, parts), int)
-    for seed in range(300):
+    for seed in range(1000):
         np.add.at(counts, (np.arange(n) * parts // n, epoch((n, 10, 1, 1), seed, 0) * parts // n), 1)
-    allowed = 5 if n <= 400 else 200  # in a window, neighbours stay together, so that counts spread more
+    allowed = 5 if n <= 400 else 700  # in a window, neighbours stay together, so that counts spread more
     assert chi_square(counts) < allowed
     expected = counts.sum() / parts**2
     assert np.abs(counts / expected - 1).max() < 0.25

@@ -143,14 +143,36 @@ def test_permutations_are_permutations_and_all_orders_equally_likely(seed: int) 
     assert rng.permutation(1, seed, "epoch", 0).tolist() == [0]
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def orders_of(n: int, seed: int, epochs: int) -> np.ndarray:
+    """The computed orders of many epochs, (epochs, n)."""
+    places, index = np.tile(np.arange(n), epochs), np.arange(epochs).repeat(n)
+    return rng.permuted_each(places, n, seed, "epoch", index).reshape(epochs, n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_all_computed_orders_are_equally_likely(seed: int, n: int) -> None:
-    orders = np.stack([rng.permuted(np.arange(n), n, seed, "epoch", epoch) for epoch in range(6000)])
+    orders = orders_of(n, seed, max(6000, 5 * math.factorial(n)))
     assert (np.sort(orders, axis=1) == np.arange(n)).all()
-    _, counts = np.unique(orders, axis=0, return_counts=True)
-    assert len(counts) == math.factorial(n)
+    _, counts = np.unique(orders @ 10 ** np.arange(n), return_counts=True)
+    counts = np.concatenate([counts, np.zeros(math.factorial(n) - len(counts), int)])
     assert n == 1 or chi_square_is_plausible(counts)
+
+
+@pytest.mark.parametrize("n", [7, 8, 9, 16, 25, 49, 100])
+def test_half_of_the_computed_orders_are_odd(n: int) -> None:
+    orders = orders_of(n, 0, 2000)
+    inversions = sum((orders[:, :place] > orders[:, place, None]).sum(1) for place in range(n))
+    assert chi_square_is_plausible(np.bincount(np.asarray(inversions) % 2, minlength=2))
+
+
+@given(st.integers(1, 5000), st.integers(0, 2**62), st.lists(st.integers(0, 2**62), max_size=20))
+def test_places_of_several_orders_are_found_at_once(n: int, seed: int, epochs: list[int]) -> None:
+    places = np.array([(number * 7919) % n for number in range(len(epochs))], np.int64)
+    found = rng.permuted_each(places, n, seed, "epoch", np.array(epochs, np.int64))
+    assert found.dtype == np.int64
+    one = [int(rng.permuted(places[i : i + 1], n, seed, "epoch", epoch)[0]) for i, epoch in enumerate(epochs)]
+    assert found.tolist() == one
 
 
 @given(st.integers(1, 5000), names)

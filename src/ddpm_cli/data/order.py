@@ -37,15 +37,13 @@ def reading_order(shape: tuple[int, int, int, int], seed: int, places: npt.NDArr
     Returns:
         Numbers of images, int64 (B,).
     """
-    n = shape[0]
+    epochs, within = np.divmod(places, shape[0])
+    if _is_small(shape):
+        return rng.permuted_each(within, shape[0], seed, "order", epochs)
     numbers = np.empty(len(places), np.int64)
-    epochs, within = np.divmod(places, n)
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
-        if _is_small(shape):
-            numbers[here] = rng.permuted(within[here], n, seed, "order", epoch)
-        else:
-            numbers[here] = _in_windows(_Blocks.of(shape, seed, epoch), within[here])
+        numbers[here] = _in_windows(_Blocks.of(shape, seed, epoch), within[here])
     return numbers
 
 
