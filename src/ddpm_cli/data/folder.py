@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -15,7 +16,7 @@ from typing import IO
 from ..errors import InputError
 from ..files import printable
 from ..pixels import MAX_FILE_BYTES
-from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally, is_image_name, no_images
+from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally, UnreachableError, is_image_name, no_images
 
 TOO_LARGE = f"more than {MAX_FILE_BYTES // 2**20} MiB"
 
@@ -57,7 +58,9 @@ def find_folder(path: Path, label: str) -> Folder:
         else:
             names.append(name)
             sizes.append(info.st_size)
-            digest.update(os.fsencode(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\0"))
+            # The mode, since chmod changes nothing else of these, and may make a file readable that was not.
+            mode = stat.S_IMODE(info.st_mode)
+            digest.update(os.fsencode(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\0{mode}\0"))
     if not names:
         raise no_images(label, tally)
     return Folder(path, label, len(names), sum(sizes), digest.hexdigest(), tally, names, sizes)
@@ -69,14 +72,21 @@ def open_file(root: str, name: str) -> Iterator[IO[bytes]]:
 
     Raises:
         InputError: it is gone, may not be read, is empty, too large, or has become something that is not a file.
+        UnreachableError: it cannot be opened or read for another reason, which may not last.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
         handle = os.open(f"{root}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError("it has vanished") from error
-    except OSError as error:
+    except PermissionError as error:
         raise InputError(f"cannot be opened ({error.strerror})") from error
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise InputError("not a regular file") from error  # a socket
+        raise UnreachableError(
+            f"{printable(name)} cannot be opened: {error.strerror}; try again, or remove it"
+        ) from error
     with os.fdopen(handle, "rb") as file:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
@@ -85,7 +95,9 @@ def open_file(root: str, name: str) -> Iterator[IO[bytes]]:
         try:
             yield file
         except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})") from error
+            raise UnreachableError(
+                f"{printable(name)} cannot be read: {error.strerror}; try again, or remove it"
+            ) from error
 
 
 def check_size(size: int) -> None:

@@ -30,6 +30,10 @@ _EXAMPLES = 3
 _REASONS = 20
 
 
+class UnreachableError(InputError):
+    """An image could not be read for a reason that has nothing to do with it: it must not be left out for that."""
+
+
 @dataclass(frozen=True)
 class Skip:
     """Files that were left out for one reason: how many, and the first few with what is known of them."""

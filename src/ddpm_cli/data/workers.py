@@ -26,7 +26,7 @@ from ..files import printable
 from .find import Opener, opener
 from .fit import fit, look
 from .shards import Shards, ShardWriter
-from .source import Chunk
+from .source import Chunk, UnreachableError
 
 MAX_WORKERS = 32
 # What one process does in a second is not worth the start of others, each of which costs about 0.3 s.
@@ -165,6 +165,8 @@ def _look(read: Opener, chunk: Chunk) -> Reply:
         try:
             with read(chunk, index) as item:
                 seen = look(item)
+        except UnreachableError as error:
+            return Reply(refused=str(error))
         except InputError as error:
             problems.append((index, str(error)))
         else:
@@ -179,6 +181,8 @@ def _pack(read: Opener, chunk: Chunk, writer: ShardWriter, task: Task) -> Reply:
             try:
                 with read(chunk, index) as item:
                     pixels, said = fit(item, task.size, task.channels)
+            except UnreachableError:
+                raise
             except InputError as error:
                 problems.append((index, str(error)))
                 continue
@@ -186,6 +190,8 @@ def _pack(read: Opener, chunk: Chunk, writer: ShardWriter, task: Task) -> Reply:
                 notes[note] = notes.get(note, 0) + 1
             writer.add(pixels, chunk.first + index)
         writer.flush()
+    except UnreachableError as error:
+        return Reply(refused=str(error))
     except OSError as error:
         return Reply(disk=error.errno)
     return Reply(problems=tuple(problems), notes=notes)
