@@ -586,3 +586,51 @@ def test_a_file_that_is_cut_while_it_is_packed_is_an_error_and_not_black_images(
     with pytest.raises(DiskError, match="was cut while the pack was made"):
         stage.result()
     assert np.array_equal(pack(folder).take(range(193)), pixels_of(folder)[1])
+
+
+@LINUX
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pixels_are_on_the_disk_before_the_journal_says_so_and_all_files_before_the_manifest(
+    folder: Path, cache: Path, workers: int
+) -> None:
+    """What a power failure may leave, seen from the calls: a file counts as safe from its fsync to its next write."""
+    code = """
+        import json, os, sys
+        from pathlib import Path
+        from ddpm_cli import data
+        from ddpm_cli.data import folder, journal, shards
+        folder.CHUNK_IMAGES, journal.FLUSH_CHUNKS, shards.SHARD_BYTES = 8, 5, 7 * 16 * 12 * 3 + 1
+        fsync, replace = os.fsync, Path.replace
+        def recorded(handle):
+            fsync(handle)
+            here = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            lines = here.read_bytes().splitlines() if here.name == "pack-journal.jsonl" else []
+            print(json.dumps(["fsync", here.name, len(lines) - 1]))
+        def renamed(self, target):
+            print(json.dumps(["rename", target.name, 0]))
+            return replace(self, target)
+        os.fsync, Path.replace = recorded, renamed
+        source = data.find_source(sys.argv[1])
+        survey = data.scan(source).result()
+        data.pack(source, survey, (16, 12), 3, int(sys.argv[2])).result()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(folder), str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    calls = [json.loads(line) for line in done.stdout.splitlines()]
+    calls = calls[next(n for n, call in enumerate(calls) if call[1] == JOURNAL) :]
+    safe: set[str] = set()  # since the last time that the journal grew
+    known, shards = 0, {f"images-{number:05}.u8" for number in range(29)}
+    for call, name, lines in calls:
+        if name == JOURNAL:
+            assert lines == known or shard_files.DIGESTS in safe
+            assert len(safe & shards) >= (lines - known) * 8 // 7  # of as many chunks, in order or not
+            known, safe = lines, set()
+        elif (call, name) == ("rename", MANIFEST):
+            assert safe >= shards | {NAMES}
+            assert known == 25
+            break
+        else:
+            safe.add(name)
+    else:
+        pytest.fail("there is no manifest")
