@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -137,6 +138,22 @@ def test_few_files_are_open_however_many_there_are(folder: Path, cache: Path, mo
         images.take([192])
     del images
     assert open_files() == before
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_all_files_stay_open_where_that_leaves_enough_for_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_files, "SHARD_BYTES", ROW)  # 200 files
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        for limit, expected in ((min(1024, hard), 200), (256, 64)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            before = open_files()
+            images = pack(folder)
+            assert open_files() == before + expected
+            np.testing.assert_array_equal(images.take([0, 192]), pixels_of(folder)[1][[0, 192]])
+            del images
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.usefixtures("small_shards")

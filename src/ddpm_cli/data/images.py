@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Self
 
@@ -118,8 +118,8 @@ def read_pack(folder: Path) -> Images:
     try:
         manifest = Manifest.read(folder)
         shards = Shards(folder, manifest.row, manifest.shard_images)
-        expected = [*shards.sizes(manifest.positions), (folder / NAMES, manifest.names_bytes)]
-        for path, size in expected:
+        # One after the other: a manifest may speak of more files than there can be.
+        for path, size in chain(shards.sizes(manifest.positions), [(folder / NAMES, manifest.names_bytes)]):
             if (found := path.stat().st_size) != size:
                 raise InputError(f"{printable(path)} has {found:,} bytes instead of {size:,}")
         reader = ShardReader(shards, manifest.positions)

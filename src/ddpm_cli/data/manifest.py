@@ -85,6 +85,7 @@ class Manifest:
             and max(height, width) <= MAX_SIDE
             and channels in (1, 3, 4)
             and manifest.positions < 2**48
+            and manifest.names_bytes >= manifest.positions * len('""\n')
             and all(a < b for a, b in pairwise([-1, *manifest.holes, manifest.positions]))
         )
         if not makes_sense:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import resource
 import weakref
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,8 @@ from ..pixels import Pixels
 
 # Some file systems and tools take no larger files, and a file that is copied or lost is lost as a whole.
 SHARD_BYTES = 2**31
-# Files that stay open; with more than these, a file is opened for each time it is read.
-_OPEN = 64
+# Files that stay open, or a quarter of what the process may have open; others are opened each time they are read.
+_OPEN = 512
 _WRITE_BYTES = 2**20
 
 DIGESTS = "pack-journal.digests"
@@ -95,7 +97,9 @@ class ShardReader:
         self._shards = shards
         self._handles: list[int] = []
         weakref.finalize(self, _close, self._handles)
-        for path, _ in list(shards.sizes(positions))[:_OPEN]:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = _OPEN if allowed == resource.RLIM_INFINITY else min(_OPEN, allowed // 4)
+        for path, _ in islice(shards.sizes(positions), most):
             self._handles.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def read(self, out: Pixels, positions: npt.NDArray[np.int64]) -> None:
