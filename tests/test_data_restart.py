@@ -262,6 +262,17 @@ def test_a_torn_journal_is_believed_as_far_as_it_is_whole(
     assert JOURNAL not in files_of(the_pack(cache))
 
 
+def test_no_process_is_started_where_all_is_packed_and_only_the_end_is_missing(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, 1, 24)  # the last chunk of 8
+    assert (the_pack(cache) / JOURNAL).read_bytes().count(b"\n") == 1 + 25
+    monkeypatch.setattr(shard_files, "SHARD_BYTES", 7 * ROW + 1)
+    monkeypatch.setattr("ddpm_cli.data.folder.CHUNK_IMAGES", 8)
+    monkeypatch.setattr("ddpm_cli.data.workers._START", "raise SystemExit(1)")
+    assert np.array_equal(pack(folder, workers=2).take(range(193)), pixels_of(folder)[1])
+
+
 def test_an_interrupt_keeps_what_was_done_since_the_last_flush(folder: Path, cache: Path) -> None:
     end = "stage._work.close(); os.kill(os.getpid(), 9)"
     run(folder, 1, 12, end=end, flush=1e9)

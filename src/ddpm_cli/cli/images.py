@@ -67,10 +67,9 @@ def _opened(
         _check_fit(name, survey, size, channels, must_fit)
     size, channels = size or auto_size(survey, limit), channels or auto_channels(survey)
     if wanted and (former := former_pack(source, size, channels, wanted)) is not None:
-        then, now = plural(len(former), "image"), f"{survey.images:,}"
         screen.warn(
-            f"{printable(name)} has changed since the run began: it goes on with the {then} of then; a new run (-o) "
-            f"would take the {now} of now"
+            f"{printable(name)} has changed since the run began: it goes on with the {plural(len(former), 'image')} of "
+            "then; a new run (-o) would take those of now"
         )
         return former
     return _packed(name, source, survey, size, channels, screen)
@@ -124,8 +123,9 @@ def pack_into(
 
 def _packed(name: str, source: Source, survey: Survey, size: tuple[int, int], channels: int, screen: Screen) -> Images:
     if (former := former_pack(source, size, channels)) is not None:
-        then, now = plural(len(former), "image"), f"{survey.images:,}"
-        screen.warn(f"{printable(name)} has changed since it was packed: {then} then, {now} now; it is packed again")
+        # How many of those of now can be read, packing will tell.
+        then = plural(len(former), "image")
+        screen.warn(f"{printable(name)} has changed since it was packed ({then} then); it is packed again")
     images = shown(pack(source, survey, size, channels), screen)
     _tell(name, survey, images, screen)
     return images
