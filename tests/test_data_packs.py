@@ -458,7 +458,7 @@ def test_a_disk_that_is_too_small_is_noticed_before(folder: Path, cache: Path) -
     source = data.find_source(folder)
     survey = data.scan(source).result()
     with pytest.raises(
-        DiskError, match=r"needs 151,296.0 MiB in .*, where [\d,.]+ MiB are free.*DDPM_CACHE"
+        DiskError, match=r"needs 151,296.1 MiB in .*, where [\d,.]+ MiB are free.*DDPM_CACHE"
     ) as failure:
         data.pack(source, survey, (16384, 16384), 3).result()
     assert failure.value.exit_code == 7
