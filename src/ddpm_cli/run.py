@@ -226,7 +226,7 @@ def _steps(
 ) -> Iterator[Progress]:
     world = training.execution.world
     deadline = None if cadence.max_time is None else time.monotonic() + cadence.max_time
-    writes, saved = world.rank == 0, training.step
+    writes, begun, saved = world.rank == 0, training.step, training.step
 
     def save() -> Path | None:
         nonlocal saved
@@ -234,7 +234,8 @@ def _steps(
         return publish(folder, training.snapshot(), keep=cadence.keep, past=past) if writes else None
 
     def ends() -> bool:
-        return stop.is_set() or (deadline is not None and time.monotonic() > deadline)
+        late = deadline is not None and time.monotonic() > deadline
+        return stop.is_set() or (late and training.step > begun)  # or a start that takes longer would never get on
 
     try:
         for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=ends):
