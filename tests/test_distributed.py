@@ -60,6 +60,13 @@ def codes(children: list[Child]) -> list[int]:
     return [child.wait(SOON) for child in children]
 
 
+def torchrun(env: dict[str, str], folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Two processes of one thread each, as a user starts them."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    env = env | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(launch, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
 def step_saved(run: Path) -> int:
     folder = newest(run)
     assert folder is not None
@@ -146,15 +153,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 
 def test_as_torchrun_starts_it(ddpm_env: dict[str, str], tmp_path: Path, alone: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ddpm_cli"]
-    done = subprocess.run(
-        [*launch, *command("--json")],
-        env=ddpm_env | {"OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = torchrun(ddpm_env, tmp_path, "-m", "ddpm_cli", *command("--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == STEPS
     assert "Warning" not in done.stderr
@@ -361,15 +360,8 @@ def test_torchrun_starts_all_again_when_one_has_died(ddpm_env: dict[str, str], t
         "t.batch_at = batch_at\n"
         "sys.exit(run(sys.argv[1:]))\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, "--max-restarts", "3", str(script), *command("--save-every", "1")],
-        env=ddpm_env | {"OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    options = command("--save-every", "1")
+    done = torchrun(ddpm_env, tmp_path, "--max-restarts", "3", str(script), *options)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "died").exists()
     assert "going on from step" in done.stderr

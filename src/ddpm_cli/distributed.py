@@ -141,7 +141,7 @@ class World:
                     self.any(True)
             raise
         if self.any(False)[0]:
-            raise PeerError("another of the processes has failed, so this one stops; it has said why itself")
+            raise failed_elsewhere()
 
     @contextlib.contextmanager
     def talking(self) -> Iterator[None]:
@@ -193,6 +193,11 @@ def local_device(name: str) -> str:
     if name in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         return f"cuda:{_number('LOCAL_RANK', 0)}"
     return name
+
+
+def failed_elsewhere() -> PeerError:
+    """The error of a process that stops because `World.any` has told it of another's."""
+    return PeerError("another of the processes has failed, so this one stops; it has said why itself")
 
 
 def under_torchrun() -> bool:

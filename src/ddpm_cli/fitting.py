@@ -9,6 +9,7 @@ import contextlib
 import re
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,7 @@ def _fitting(config: RunConfig, device: torch.device, free: int, batch: int, *, 
     return min(max(images, FEW), batch)
 
 
+@lru_cache(maxsize=4)  # a pass through the network, asked for by the fit and by the estimate
 def activation_bytes(unet: UNetConfig, precision: str, *, recompute: bool = False) -> int:
     """Bytes that autograd keeps of one image's forward pass until its backward pass, about."""
     saved: dict[int, int] = {}

@@ -120,10 +120,7 @@ def plan(
         precision=choose_precision(options.precision, device, diffusion.predict),
     )
     config = RunConfig(unet, diffusion, train, digest, shape, start.source if start else None)
-    accumulate = options.accumulate
-    if accumulate is not None and accumulate > train.batch_size:
-        raise ArgumentError(f"--accumulate is {accumulate}; a batch of {train.batch_size} images has no more parts")
-    return Plan(name, config, _cadence(options, preset), accumulate, options.compile)
+    return Plan(name, config, _cadence(options, preset), _parts(options.accumulate, train), options.compile)
 
 
 def check(options: TrainOptions, start: StoredModel | None) -> None:
@@ -149,6 +146,12 @@ def check(options: TrainOptions, start: StoredModel | None) -> None:
         warmup=options.warmup,
         ema=options.ema,
     )
+
+
+def _parts(accumulate: int | None, train: TrainConfig) -> int | None:
+    if accumulate is not None and accumulate > train.batch_size:
+        raise ArgumentError(f"--accumulate is {accumulate}; a batch of {train.batch_size} images has no more parts")
+    return accumulate
 
 
 def _loss(asked: str | None, diffusion: DiffusionConfig) -> str:

@@ -28,9 +28,9 @@ from .data import Images
 from .denoiser import Denoiser, Precision
 from .diffusion.bound import LOSSES
 from .diffusion.process import Diffusion
-from .distributed import ALONE, World
+from .distributed import ALONE, World, failed_elsewhere
 from .dropout import draw_masks
-from .errors import ArgumentError, DivergedError, PeerError
+from .errors import ArgumentError, DivergedError
 from .pixels import to_float
 from .unet import UNet, build, init_weights
 
@@ -329,7 +329,7 @@ def train(
             if problem is not None:
                 raise problem
             if failed:
-                raise PeerError("another of the processes has failed, so this one stops; it has said why itself")
+                raise failed_elsewhere()
             if stopped:
                 return
             batch = ahead.result()
