@@ -1,40 +1,57 @@
-"""``python -m benchmarks [NAME ...]``: run the named modules of this package, or all, and write docs/benchmarks.md."""
+"""``python -m benchmarks [NAME ...]``: run the named modules of this package, or all; each renews its part of the page.
+
+The page is docs/benchmarks.md. A part stays as it was when its module fails.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib
 import os
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-NAMES = ("startup", "packing", "training", "loop", "processes", "quality", "sampling", "bound")
+NAMES = ("startup", "packing", "training", "loop", "processes", "sampling", "bound", "quality")
 PACKAGES = ("torch", "numpy", "pillow", "diffusers", "denoising-diffusion-pytorch")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NOTES = Path(__file__).with_name("notes.md")
+INTRODUCTION = """# Benchmarks
+
+Written by `make bench`, part by part; `python -m benchmarks NAME` renews the part of one module of `benchmarks/`.
+Machines are shared and noisy: compare within a table, whose sides ran in turn, not between tables.
+"""
+PART = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
 def main() -> None:
-    """Run what is named, or all. Only a full run writes the page."""
-    names = sys.argv[1:] or NAMES
-    parts, failed = [], []
-    for name in names:
+    """Run what is named, or all."""
+    failed = []
+    for name in sys.argv[1:] or NAMES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            for table in importlib.import_module(f"benchmarks.{name}").tables():
-                parts.append(table.to_markdown())
-                print(parts[-1], flush=True)
-        except Exception as error:  # whatever it is, the other tables are worth having
+            tables = [table.to_markdown() for table in importlib.import_module(f"benchmarks.{name}").tables()]
+        except Exception:  # whatever it is, the other tables are worth having
             traceback.print_exc()
             failed.append(name)
-            parts.append(f"## {name}\n\nIt failed in this run: {error}\n")
-    if names == NAMES:
-        PAGE.write_text("\n".join(["# Benchmarks", "", _machine(), "", *parts, NOTES.read_text("utf-8")]), "utf-8")
+            continue
+        part = "\n".join([*tables, _machine(), ""])
+        print(part, flush=True)
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), name, part), "utf-8")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def renewed(page: str, name: str, part: str) -> str:
+    """The page with another part of that name."""
+    parts = dict(PART.findall(page)) | {name: part}
+    marked = [f"<!-- {known} -->\n{parts[known]}<!-- end -->\n" for known in NAMES if known in parts]
+    return "\n".join([INTRODUCTION, *marked, NOTES.read_text("utf-8")])
 
 
 def _machine() -> str:
@@ -43,9 +60,8 @@ def _machine() -> str:
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return (
-        f"Written by `make bench`. Machine: {_processor()}, {os.cpu_count()} cores{gpu}; {platform.system()}, "
-        f"Python {platform.python_version()}, {packages}. Machines are shared and noisy: compare within a table, not "
-        "between runs."
+        f"*{_processor()}, {os.cpu_count()} cores{gpu}; {platform.system()}, Python {platform.python_version()}, "
+        f"{packages}; {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.*"
     )
 
 

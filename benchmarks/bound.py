@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,10 +17,11 @@ from ddpm_cli.evaluate import Protocol, Tally, measure
 from ddpm_cli.memory import keep_freed_memory
 from ddpm_cli.model import load
 from ddpm_cli.presets import PRESETS
-from ddpm_cli.unet import UNet, build, init_weights
+from ddpm_cli.unet import UNet
 
-from .measure import Table, apart
-from .peers import diffusers_settings
+from .convolutions import convolutions, random_unet, run_forward
+from .measure import Table, apart, threads
+from .peers import as_diffusers
 
 BATCH = 128
 SIDE = 32
@@ -45,9 +46,7 @@ class Case:
         """The network, for inference."""
         if self.preset is None:
             return load(BUILTIN_DIGITS, device=str(device)).denoiser.unet
-        unet = build(replace(PRESETS[self.preset].unet((SIDE, SIDE), 3), dropout=0.0), device)
-        init_weights(unet, torch.Generator().manual_seed(0))
-        return unet.eval().requires_grad_(False)
+        return random_unet(PRESETS[self.preset].unet((SIDE, SIDE), 3), device)
 
     def images(self) -> Images:
         """At least a batch of them."""
@@ -70,27 +69,35 @@ def tables() -> Iterator[Table]:
     rows = [row for precision in ("fp32", "bf16") for case in CASES for row in _rows(case, precision, device)]
     yield Table(
         "Measuring bits/dim",
-        f"Batches of {BATCH} terms, medians of 5 runs in turn, each side in a process of its own, "
-        f"{torch.get_num_threads()} threads. The loop draws x_t, asks the network (in bf16 under autocast), clips "
-        "x_0_hat and adds up the KL terms of a batch of images, t by t.",
-        ("", "terms/s", "images/s", "images/s over the loop's"),
+        f"Batches of {BATCH} terms, {threads()}, in turn, each side in a process of its own; median of 5 runs (least "
+        "to most). The loop draws x_t, asks the network (in bf16 under autocast), clips x_0_hat and adds up the KL "
+        "terms of a batch of images, t by t. An image has 1,000 terms. The aim is twice the loop's rate.",
+        ("network, size", "", "terms/s", "times the loop", "of the convolutions' rate"),
         tuple(rows),
         _worth(device),
     )
 
 
 def _rows(case: Case, precision: Precision, device: torch.device) -> Iterator[tuple[str, ...]]:
-    times = apart({"ours": partial(_ours, case, precision, device), "peer": partial(_peer, case, precision, device)}, 5)
-    ours, peer = (case.terms / times[name].median for name in ("ours", "peer"))
-    T = case.diffusion().schedule.T
-    name = f"{case.name}, {precision}"
-    yield f"{name}, a loop over diffusers' U-Net", f"{peer:.0f}", f"{peer / T:.2f}", "1.00"
-    for command, terms in ((f"{name}, `eval-bpd`", T), (f"{name}, `eval-bpd --terms {FEW}`", FEW)):
-        yield command, f"{ours:.0f}", f"{ours / terms:.2f}", f"{ours / terms * T / peer:.2f}"
+    ours, peer, limit = (
+        f"`eval-bpd`, {precision}",
+        f"a loop over diffusers' U-Net, {precision}",
+        "the convolutions alone",
+    )
+    makers: dict[str, Callable[[], Callable[[], object]]] = {
+        ours: partial(_ours, case, precision, device),
+        peer: partial(_peer, case, precision, device),
+        limit: partial(_convolutions, case, precision, device),
+    }
+    times = apart(makers, 5)
+    for name, t in times.items():
+        shares = f"{times[peer].median / t.median:.2f}", f"{times[limit].median / t.median:.0%}"
+        yield case.name, name, t.rates(case.terms), *shares
 
 
 def _ours(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
     keep_freed_memory()  # as the command does
+    choose_device(str(device))
     denoiser, diffusion, images = Denoiser(case.unet(device), precision), case.diffusion(), case.images()
 
     def run() -> None:
@@ -106,16 +113,13 @@ def _ours(case: Case, precision: Precision, device: torch.device) -> Callable[[]
 
 def _peer(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
     """What somebody would write with diffusers: a scheduler, a U-Net, and the formulas."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler
 
-    ours = case.unet(device)
-    unet = UNet2DModel.from_config(diffusers_settings(ours.config))
-    unet.load_state_dict(ours.state_dict())
-    unet.to(device).eval()
+    unet = as_diffusers(case.unet(device)).to(device)
     scheduler = DDPMScheduler()
     ab = scheduler.alphas_cumprod.to(device)
     betas = scheduler.betas.to(device)
-    x_0 = torch.from_numpy(case.images().take(np.arange(BATCH))).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x_0 = torch.from_numpy(case.images().take(np.arange(BATCH))).to(device).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
 
     @torch.no_grad()
     def run() -> float:
@@ -134,6 +138,11 @@ def _peer(case: Case, precision: Precision, device: torch.device) -> Callable[[]
         return float(total.sum())
 
     return run
+
+
+def _convolutions(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
+    layers = convolutions(case.unet(device), BATCH, precision, device)
+    return lambda: run_forward(layers, case.terms // BATCH)
 
 
 def _worth(device: torch.device) -> str:

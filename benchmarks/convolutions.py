@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from ddpm_cli.config import UNetConfig
 from ddpm_cli.denoiser import Precision
 from ddpm_cli.memory import keep_freed_memory
-from ddpm_cli.unet import UNet
+from ddpm_cli.unet import UNet, build, init_weights
+
+from .measure import wait_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,13 @@ class _Seen:
     y: torch.Size
 
 
+def random_unet(config: UNetConfig, device: torch.device) -> UNet:
+    """A network for inference whose weights are those of the first step of a training."""
+    unet = build(replace(config, dropout=0.0), device)
+    init_weights(unet, torch.Generator().manual_seed(0))
+    return unet.eval().requires_grad_(False)
+
+
 def convolutions(unet: UNet, batch: int, precision: Precision, device: torch.device) -> list[Convolution]:
     """Every convolution of the network, in the order of its forward pass, channels last.
 
@@ -99,7 +109,7 @@ def run_forward(layers: Sequence[Convolution], times: int) -> None:
     for _ in range(times):
         for layer in layers:
             layer.forward()
-    _wait(layers)
+    wait_for(layers[0].x.device)
 
 
 @torch.inference_mode()
@@ -110,7 +120,7 @@ def run_both_ways(layers: Sequence[Convolution], times: int) -> None:
             layer.forward()
         for layer in reversed(layers):
             layer.backward()
-    _wait(layers)
+    wait_for(layers[0].x.device)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:
@@ -121,8 +131,3 @@ def _bias(layer: nn.Conv2d) -> Tensor:
 def _random(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return x.to(device, dtype, memory_format=torch.channels_last)
-
-
-def _wait(layers: Sequence[Convolution]) -> None:
-    if layers[0].x.is_cuda:
-        torch.cuda.synchronize(layers[0].x.device)

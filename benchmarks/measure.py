@@ -9,10 +9,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,36 @@ def one_by_one(makers: Mapping[str, Callable[[], Callable[[], object]]], runs: i
     }
 
 
+def elsewhere(make: Callable[..., Result], *args: object) -> Result:
+    """What a function returns in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(make, *args).result()
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def threads() -> str:
+    """How many PyTorch computes with, for a text."""
+    import torch
+
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
 def peak_memory() -> int:
-    """The most memory in bytes that this process had, or the largest one that it started and waited for."""
+    """The most memory in bytes that this process had, or the largest one that it started and waited for.
+
+    With a GPU in use it is that of the GPU.
+    """
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available() and (gpu := torch.cuda.max_memory_allocated()):
+        return int(gpu)
     unit = 1 if sys.platform == "darwin" else 1024
     return max(_own_peak(), unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 

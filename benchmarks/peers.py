@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_cli.config import UNetConfig
+from ddpm_cli.unet import UNet
 
 DIFFUSERS_WARMUP = 500  # steps, the example's --lr_warmup_steps
 ALIGNMENT = 8  # of the width that is tried for lucidrains' network
@@ -40,15 +41,27 @@ class Floats(torch.utils.data.Dataset[Tensor]):
         return 2 * x - 1 if self._signed else x
 
 
-def diffusers_settings(config: UNetConfig) -> dict[str, object]:
-    """What `UNet2DModel.from_config` takes for the same network."""
-    return {name: value for name, value in config.to_json().items() if value is not None or "dim" in name}
+def diffusers_unet(config: UNetConfig) -> Any:
+    """The same network as a `UNet2DModel`, with random weights."""
+    from diffusers import UNet2DModel
+
+    settings = {name: value for name, value in config.to_json().items() if value is not None or "dim" in name}
+    return UNet2DModel.from_config(settings)
+
+
+def as_diffusers(ours: UNet) -> Any:
+    """A network with its weights as a `UNet2DModel` for inference."""
+    unet = diffusers_unet(ours.config)
+    unet.load_state_dict(ours.state_dict())
+    return unet.eval()
 
 
 class DiffusersTraining:
     """The loop of diffusers' examples/unconditional_image_generation/train_unconditional.py, with its defaults.
 
-    Left out is accelerate, which on one device in float32 only passes things on.
+    Left out is accelerate, which on one device in float32 only passes things on; the example's decoding, resizing and
+    scaling of each picture in each epoch, since the images lie in memory; and its sampling of 16 images by 1,000 steps
+    every 10 epochs.
 
     Args:
         steps: of the whole run, over which the learning rate falls.
@@ -65,11 +78,11 @@ class DiffusersTraining:
         device: torch.device,
         ema: bool = False,
     ) -> None:
-        from diffusers import DDPMScheduler, UNet2DModel
+        from diffusers import DDPMScheduler
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
-        self.unet = UNet2DModel.from_config(diffusers_settings(config)).to(device).train()
+        self.unet = diffusers_unet(config).to(device).train()
         self.device = device
         self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
         self.ema = None
@@ -117,7 +130,8 @@ class LucidrainsTraining:
     """The loop of denoising-diffusion-pytorch's ``Trainer``, with its defaults, for a network of about the same size.
 
     Its network has other blocks, so the width is chosen that gives about as many parameters. Left out is accelerate, as
-    above, and the loader's processes, which would compete for the cores without anything to decode.
+    above, the loader's processes, which would compete for the cores without anything to decode, and the sampling of 25
+    images, and of 50,000 for FID, every 1,000 steps.
 
     Args:
         parameters: how many the network should have, about.

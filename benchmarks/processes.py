@@ -55,7 +55,15 @@ def _rows(case: Case) -> Iterator[tuple[str, ...]]:
     commands = {
         ONE: ([sys.executable, "-m", "ddpm_cli"], PROCESSES),
         SEVERAL: (
-            [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={PROCESSES}", "-m", "ddpm_cli"],
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={PROCESSES}",
+                "-m",
+                "ddpm_cli",
+            ],
             1,
         ),
     }
@@ -82,6 +90,7 @@ def _seconds(case: Case, program: list[str], threads: int, images: str, run: Pat
         "--log-every": case.steps,
         "--save-every": 0,
         "--sample-every": 0,
+        "--device": "cpu",
     }
     options = [str(part) for option in settings.items() for part in option]
     cache = str(run.with_name("cache"))

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,15 +22,16 @@ from ddpm_cli.memory import keep_freed_memory
 from ddpm_cli.model import Model, builtin_folder, load
 from ddpm_cli.presets import PRESETS
 from ddpm_cli.sampling import Sampling
-from ddpm_cli.unet import UNet, build, init_weights
+from ddpm_cli.unet import UNet
 
-from .convolutions import convolutions, run_forward
-from .measure import Table, Times, apart
-from .peers import diffusers_settings
+from .convolutions import convolutions, random_unet, run_forward
+from .measure import Table, Times, apart, threads
+from .peers import as_diffusers
 
 N = 64
 SIDE = 32
 DIGITS, TERMS = 100, 50  # of which bits/dim are compared between precisions
+HEADER = "", "batch", "images/s of a step", "times diffusers", "of the convolutions' rate"
 PIPELINES = {"ddpm": "DDPMPipeline", "ddim": "DDIMPipeline"}
 
 
@@ -53,9 +54,7 @@ class Case:
         """The network, for inference."""
         if self.bundled:
             return load(BUILTIN_DIGITS, device=str(device)).denoiser.unet
-        unet = build(replace(PRESETS["cifar10"].unet((SIDE, SIDE), 3), dropout=0.0), device)
-        init_weights(unet, torch.Generator().manual_seed(0))
-        return unet.eval().requires_grad_(False)
+        return random_unet(PRESETS["cifar10"].unet((SIDE, SIDE), 3), device)
 
 
 def tables() -> Iterator[Table]:
@@ -67,21 +66,19 @@ def tables() -> Iterator[Table]:
 
 
 def _bundled(device: torch.device, auto: Precision) -> Table:
-    rows = [(f"`ddpm sample -n {N}`, the whole command, 1000 steps", f"{_command():.1f} s", "")]
+    rows = []
     for sampler, pipeline in PIPELINES.items():
         case = Case(bundled=True, sampler=sampler, batch=N, steps=50)
-        makers = {f"the {sampler} chain in {p}": partial(_ours, case, p, device) for p in sorted({"fp32", auto})}
-        peer = f"diffusers' {pipeline} on the same folder, fp32"
-        times = apart({**makers, peer: partial(_peer, case, device)}, 5)
-        rows += [
-            (f"{name}, a step", f"{1000 * t.median / case.steps:.2f} ms", f"{times[peer].median / t.median:.2f}")
-            for name, t in times.items()
-        ]
+        ours = {f"`--sampler {sampler}`, {p}": partial(_ours, case, p, device) for p in dict.fromkeys((auto, "fp32"))}
+        peer = {f"diffusers' {pipeline} on the same folder, fp32": partial(_peer, case, device)}
+        limit = {f"the convolutions alone, {auto}": partial(_convolutions, case, auto, device)}
+        rows += _rates(case, apart({**ours, **peer, **limit}, 5), *peer, *limit)
     return Table(
         "Sampling from the bundled model",
-        f"{N} images at a time, {_threads()}; 50 steps of each in turn, each in a process of its "
-        "own, medians of 5. The aim for the whole command is a minute.",
-        ("", "time", "times faster"),
+        f"{N} images at a time, {threads()}; 50 steps of each in turn, each in a process of its own; median of 5 "
+        f"(least to most). The whole command, `ddpm sample -n {N}` with all 1,000 steps, took {_command():.1f} s once; "
+        "its aim is a minute.",
+        HEADER,
         tuple(rows),
         _rounding(device, auto),
     )
@@ -97,28 +94,22 @@ def _cifar10(device: torch.device, auto: Precision) -> Table:
                 f"diffusers' {pipeline}, fp32": partial(_peer, case, device),
                 f"the convolutions alone, {auto}": partial(_convolutions, case, auto, device),
             }
-            rows += _rates(case, apart(makers, 3))
+            rows += _rates(case, apart(makers, 3), *list(makers)[1:])
     return Table(
         "Sampling with the paper's CIFAR-10 network",
-        f"Random weights, {SIDE}x{SIDE}, {_threads()}; 2 steps of each in turn, each in a process "
-        "of its own, medians of 3. Images/s are those of one step: a chain of 1,000 makes a thousandth of them. The "
+        f"Random weights, {SIDE}x{SIDE}, {threads()}; 2 steps of each in turn, each in a process of its own; median of "
+        "3 (least to most). Images/s are those of one step: a chain of 1,000 makes a thousandth of them. The "
         "convolutions alone are every convolution of the network once a step, on inputs of its shapes in the same "
         "precision and memory layout.",
-        ("", "batch", "images/s of a step", "times faster", "of the convolutions' rate"),
+        HEADER,
         tuple(rows),
     )
 
 
-def _rates(case: Case, times: Mapping[str, Times]) -> Iterator[tuple[str, ...]]:
-    _, peer, limit = (t.median for t in times.values())
+def _rates(case: Case, times: Mapping[str, Times], peer: str, limit: str) -> Iterator[tuple[str, ...]]:
     for name, t in times.items():
-        rate = case.batch * case.steps / t.median
-        yield name, f"{case.batch}", f"{rate:.1f}", f"{peer / t.median:.2f}", f"{100 * limit / t.median:.0f}%"
-
-
-def _threads() -> str:
-    count = torch.get_num_threads()
-    return f"{count} thread{'s' if count > 1 else ''}"
+        shares = f"{times[peer].median / t.median:.2f}", f"{times[limit].median / t.median:.0%}"
+        yield name, f"{case.batch}", t.rates(case.batch * case.steps), *shares
 
 
 def _command() -> float:
@@ -131,6 +122,7 @@ def _command() -> float:
 
 def _ours(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
     keep_freed_memory()  # as the command does
+    choose_device(str(device))
     unet, diffusion = case.unet(device), case.diffusion()
     shape = unet.config.in_channels, *unet.config.size
     sampling = Sampling(case.sampler, steps=case.steps)
@@ -149,10 +141,7 @@ def _peer(case: Case, device: torch.device) -> Callable[[], object]:
     if case.bundled:
         pipeline = kind.from_pretrained(builtin_folder())
     else:
-        ours = case.unet(device)
-        unet = diffusers.UNet2DModel.from_config(diffusers_settings(ours.config))
-        unet.load_state_dict(ours.state_dict())
-        pipeline = kind(unet.eval(), diffusers.DDPMScheduler())
+        pipeline = kind(as_diffusers(case.unet(device)), diffusers.DDPMScheduler())
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return lambda: pipeline(batch_size=case.batch, num_inference_steps=case.steps)

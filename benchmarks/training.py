@@ -17,16 +17,25 @@ from ddpm_cli.denoiser import choose_device, choose_precision
 from ddpm_cli.memory import keep_freed_memory
 from ddpm_cli.presets import PRESETS
 from ddpm_cli.train import Training, train
-from ddpm_cli.unet import build, init_weights
+from ddpm_cli.unet import parameter_count
 
-from .convolutions import convolutions, run_both_ways
-from .measure import Table, Times, apart, one_by_one
+from .convolutions import convolutions, random_unet, run_both_ways
+from .measure import Table, Times, apart, one_by_one, threads, wait_for
 from .peers import DiffusersTraining, LucidrainsTraining, has_lucidrains, lucidrains_parameters
 
 IMAGES = 1024
 FOR_EVER = 10**9  # steps
 OURS, OURS_FP32 = "`ddpm train`", "`ddpm train --precision fp32`"
 DIFFUSERS, LUCIDRAINS, LIMIT = "diffusers", "lucidrains", "the convolutions alone"
+
+
+@dataclass(frozen=True)
+class Aims:
+    """Times diffusers' images/s, and shares of the convolutions' rate and of diffusers' memory."""
+
+    speed: float
+    convolutions: float | None = None
+    memory: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Case:
     batch: int
     steps: int
     runs: int
+    aims: Aims | None = None
     large: bool = False
 
     def __str__(self) -> str:
@@ -54,8 +64,7 @@ class Case:
 
     def parameters(self) -> int:
         """How many the network has."""
-        device = torch.device("meta")
-        return sum(p.numel() for p in build(self.unet(), device).parameters())
+        return parameter_count(self.unet())
 
     def pixels(self) -> npt.NDArray[np.uint8]:
         """The images."""
@@ -64,58 +73,91 @@ class Case:
 
 
 CASES = (
-    Case("tiny", 8, 1, 64, steps=25, runs=5),
+    Case("tiny", 8, 1, 64, steps=25, runs=5, aims=Aims(speed=10)),
     Case("tiny", 16, 3, 128, steps=5, runs=5),
     Case("small", 32, 3, 64, steps=2, runs=5),
-    Case("cifar10", 32, 3, 16, steps=2, runs=5),
-    Case("cifar10", 32, 3, 64, steps=1, runs=3),
-    Case("cifar10", 32, 3, 128, steps=1, runs=2, large=True),
+    Case("cifar10", 32, 3, 16, steps=2, runs=7, aims=Aims(speed=2.2, convolutions=0.7, memory=0.8)),
+    Case("cifar10", 32, 3, 64, steps=1, runs=3, aims=Aims(speed=2.2, convolutions=0.7), large=True),
+    Case("cifar10", 32, 3, 128, steps=1, runs=3, aims=Aims(speed=2.2, convolutions=0.7), large=True),
 )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the sides took, and what they are called."""
+
+    case: Case
+    times: dict[str, Times]
+    names: dict[str, str]
+
+    def speed(self, side: str) -> float:
+        """Times diffusers' images/s."""
+        return self.times[DIFFUSERS].median / self.times[side].median
+
+    def of_convolutions(self, side: str) -> float:
+        """Share of their rate."""
+        return self.times[LIMIT].median / self.times[side].median
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Of the table."""
+        for side in (OURS, OURS_FP32, DIFFUSERS, LUCIDRAINS, LIMIT):
+            if side not in self.times:
+                continue
+            own = self.times[side]
+            # lucidrains' network has other convolutions, and what they alone need in memory says nothing.
+            share = "" if side == LUCIDRAINS else f"{self.of_convolutions(side):.0%}"
+            peak = "" if side == LIMIT else own.peak_mib
+            rate = own.rates(self.case.batch * self.case.steps)
+            yield str(self.case), self.names[side], rate, f"{self.speed(side):.2f}", share, peak
+
+    def verdict(self, aims: Aims) -> str:
+        """The aims, and what came of them."""
+        parts = [f"{aims.speed:g} times diffusers ({self.speed(OURS):.2f})"]
+        if aims.convolutions:
+            parts.append(f"{aims.convolutions:.0%} of the convolutions' rate ({self.of_convolutions(OURS):.1%})")
+        ours, peer = self.times[OURS].peak, self.times[DIFFUSERS].peak
+        if aims.memory and ours and peer:
+            parts.append(f"less than {aims.memory:.0%} of diffusers' memory ({ours / peer:.1%})")
+        return f"{self.case}: {', '.join(parts)}"
 
 
 def tables() -> Iterator[Table]:
     """Images a second, and what they are compared with."""
     device = choose_device("auto")
     precision = choose_precision("auto", device)
-    threads = torch.get_num_threads()
+    outcomes = [_outcome(case, device) for case in CASES]
+    verdicts = "; ".join(outcome.verdict(outcome.case.aims) for outcome in outcomes if outcome.case.aims)
     yield Table(
         "Training",
-        f"Whole optimizer steps on {device}, {threads} thread{'s' if threads > 1 else ''}, batches of random images, "
-        "in turn, each side in a process of its own, after a first round; the rate of the median run (least to most). "
-        f"`ddpm train` runs as the command does, by default in {precision}, with batches drawn ahead, moving average "
-        "and clipping. diffusers is the loop of its unconditional example at its defaults (float32, AdamW, no moving "
-        "average) on the same network; lucidrains is that of its Trainer at its defaults (float32, moving average) on "
-        "its own network of about as many parameters. Both read images from memory. The convolutions alone are those "
-        f"of the network forward and backward, in {precision} and channels last: a limit for these layers here.",
+        f"Whole optimizer steps on {device}, {threads()}, batches of random images, in turn, each side in a process of "
+        "its own, after a first round (with batches of 64 and 128 of `cifar10` a new process for each run, since all "
+        "together need much memory); the rate of the median run (least to most). `ddpm train` runs as the command "
+        f"does, by default in {precision}, with batches drawn ahead, flips, moving average, clipping, and memory kept "
+        "when it is freed. diffusers is the loop of its unconditional example at its defaults (float32, AdamW, no "
+        "moving average) on the same network; lucidrains is that of its Trainer at its defaults (float32, moving "
+        "average) on its own network of about as many parameters. Both read images from memory. The convolutions alone "
+        f"are those of the network forward and backward, in {precision} and channels last: a limit for these layers "
+        "here. Memory is the peak of the process, PyTorch itself included.",
         ("network, size, batch", "", "images/s", "times diffusers", "of the convolutions' rate", "peak memory"),
-        tuple(row for case in CASES for row in _rows(case, device)),
-        "" if has_lucidrains() else "lucidrains' package was not installed, so it was left out.",
+        tuple(row for outcome in outcomes for row in outcome.rows()),
+        f"Aims, and what was measured: {verdicts}."
+        + ("" if has_lucidrains() else " lucidrains' package was not installed, so it was left out."),
     )
 
 
-def _rows(case: Case, device: torch.device) -> Iterator[tuple[str, ...]]:
+def _outcome(case: Case, device: torch.device) -> Outcome:
     makers: dict[str, Callable[[], Callable[[], object]]] = {
         OURS: partial(_ours, case, "auto", device),
         DIFFUSERS: partial(_diffusers, case, device),
         LIMIT: partial(_convolutions, case, device),
     }
-    if not case.large:
+    if case.batch < 128:  # twice the time for what says nothing new
         makers[OURS_FP32] = partial(_ours, case, "fp32", device)
     names = {name: name for name in makers} | {OURS: f"{OURS}, {_millions(case.parameters())}"}
     if has_lucidrains():
         makers[LUCIDRAINS] = partial(_lucidrains, case, device)
         names[LUCIDRAINS] = f"{LUCIDRAINS}, {_millions(lucidrains_parameters(case.unet(), case.parameters()))}"
-    times = (one_by_one if case.large else apart)(makers, case.runs)
-    for name in (OURS, OURS_FP32, DIFFUSERS, LUCIDRAINS, LIMIT):
-        if name in times:
-            yield str(case), names[name], *_cells(case, name, times)
-
-
-def _cells(case: Case, name: str, times: dict[str, Times]) -> tuple[str, ...]:
-    own = times[name]
-    # lucidrains' network has other convolutions
-    share = "" if name == LUCIDRAINS else f"{times[LIMIT].median / own.median:.0%}"
-    return own.rates(case.batch * case.steps), f"{times[DIFFUSERS].median / own.median:.2f}", share, own.peak_mib
+    return Outcome(case, (one_by_one if case.large else apart)(makers, case.runs), names)
 
 
 def _millions(parameters: int) -> str:
@@ -124,6 +166,7 @@ def _millions(parameters: int) -> str:
 
 def _ours(case: Case, precision: str, device: torch.device) -> Callable[[], object]:
     keep_freed_memory()  # as the command does
+    choose_device(str(device))
     preset = PRESETS[case.preset]
     config = replace(preset.train, batch_size=case.batch, precision=choose_precision(precision, device))
     training = Training(case.unet(), preset.diffusion(), config, device)
@@ -145,11 +188,15 @@ def _lucidrains(case: Case, device: torch.device) -> Callable[[], object]:
     training = LucidrainsTraining(
         case.unet(), case.pixels(), batch=case.batch, parameters=case.parameters(), device=device
     )
-    return lambda: [training.step() for _ in range(case.steps)]
+
+    def run() -> None:
+        for _ in range(case.steps):
+            training.step()
+        wait_for(device)
+
+    return run
 
 
 def _convolutions(case: Case, device: torch.device) -> Callable[[], object]:
-    unet = build(replace(case.unet(), dropout=0.0), device)
-    init_weights(unet, torch.Generator().manual_seed(0))
-    layers = convolutions(unet, case.batch, choose_precision("auto", device), device)
+    layers = convolutions(random_unet(case.unet(), device), case.batch, choose_precision("auto", device), device)
     return lambda: run_both_ways(layers, case.steps)
