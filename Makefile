@@ -23,7 +23,7 @@ demo: $(VENV)/.runtime ## train a tiny model on the bundled digits for a few min
 	@echo "The picture is $(CURDIR)/demo/grid.png"
 
 test: lint types docs-fresh ## what CI runs: lint, types, freshness of the documentation, fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +86,14 @@ def clean_environment(folder: Path) -> dict[str, str]:
         # The same code as in this process, wherever the child runs.
         "PYTHONPATH": str(Path(ddpm_cli.__file__).parents[1]),
     }
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one each time; a failure shows it."""
+    number = random.SystemRandom().randrange(10**9)
+    print(f"seed = {number}")
+    return number
 
 
 @pytest.fixture

@@ -300,7 +300,6 @@ def mutations(folder: Path, other: Path, name: str, rng: random.Random) -> Itera
         yield f"bit {bit} flipped", bytes(flipped)
 
 
-@pytest.mark.parametrize("seed", [random.SystemRandom().randrange(10**9)])
 def test_no_damage_passes_and_the_previous_checkpoint_takes_over(
     run: Path, caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
