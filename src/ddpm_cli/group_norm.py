@@ -10,6 +10,7 @@ from torch import Tensor, nn
 MANY_PIXELS = 32 * 32  # beyond which a norm is taken with care on a CPU
 WIDE_GROUP = 16  # channels, from which on its kernel for bfloat16 is fast
 WIDE = 128  # channels, from which on a conversion takes no time beside the convolutions around it
+AT_ONCE = 2**18  # numbers that are converted at once: they are still in the processor's cache when they are used
 
 
 class _Frugal(torch.autograd.Function):
@@ -22,8 +23,8 @@ class _Frugal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, fast: bool) -> Tensor:
         batch, channels, height, width = x.shape
-        shape = batch, channels, height * width, groups
-        y, mean, rstd = torch.native_group_norm(x if fast else x.float(), weight, bias, *shape, eps)
+        shape = channels, height * width, groups
+        y, mean, rstd = torch.native_group_norm(x if fast else x.float(), weight, bias, batch, *shape, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.shape = shape
         return y.to(x.dtype)
@@ -33,11 +34,20 @@ class _Frugal(torch.autograd.Function):
         x, weight, mean, rstd = ctx.saved_tensors
         # The kernel takes it for granted that both are laid out alike.
         last = x.is_contiguous(memory_format=torch.channels_last)
-        dy = grads[0].float().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        dx, d_weight, d_bias = torch.ops.aten.native_group_norm_backward(
-            dy, x.float(), mean, rstd, weight, *ctx.shape, ctx.needs_input_grad[:3]
-        )
-        return None if dx is None else dx.to(x.dtype), d_weight, d_bias, None, None, None
+        layout = torch.channels_last if last else torch.contiguous_format
+        dx, d_weight, d_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        images = len(x) if torch.compiler.is_compiling() else max(1, AT_ONCE // x[0].numel())
+        parts = (tensor.split(images) for tensor in (dx, grads[0], x, mean, rstd))
+        for dx_part, dy_part, x_part, *moments in zip(*parts, strict=True):
+            dy = dy_part.float().contiguous(memory_format=layout)
+            shape = len(dy), *ctx.shape
+            part, d_weight_part, d_bias_part = torch.ops.aten.native_group_norm_backward(
+                dy, x_part.float(), *moments, weight, *shape, [True, True, True]
+            )
+            dx_part.copy_(part)
+            d_weight += d_weight_part
+            d_bias += d_bias_part
+        return dx, d_weight, d_bias, None, None, None
 
 
 class GroupNorm(nn.GroupNorm):

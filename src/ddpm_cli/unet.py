@@ -214,7 +214,7 @@ class Attention(nn.Module):
             for project in (self.to_q, self.to_k, self.to_v)
         )
         out: Tensor = self.to_out[0](attend(q, k, v)).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        out += x
+        out = out + x  # not in place: that is slow for the gradient of a view
         return out if self.scale == 1 else out / self.scale
 
 
