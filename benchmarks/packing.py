@@ -58,10 +58,10 @@ def tables() -> Iterator[Table]:
         "Packing",
         f"The first start on a folder, files read from the page cache, {PROCESSES} processes; median of 3 in turn "
         "(least to most), after a first round. Packing starts new processes, which takes .3 s of its time. The "
-        "DataLoader decodes whole files, resizes and gives uint8 tensors in one pass, which is what each epoch of a training "
-        "without packing pays. PIL alone decodes (large JPEGs at a smaller scale) and resizes the same files as "
-        "packing does, and keeps nothing; both are forked. Memory is that of the largest process; the aim is under 300 "
-        "MiB.",
+        "DataLoader decodes whole files, resizes and gives uint8 tensors in one pass, which is what each epoch of a "
+        "training without packing pays. PIL alone decodes (large JPEGs at a smaller scale) and resizes the same files "
+        "as packing does, and keeps nothing; both are forked. Memory is that of the largest process; the aim is under "
+        "300 MiB.",
         ("", "", "time", "images/s", "times a DataLoader pass", "peak memory"),
         tuple(row for case in CASES for row in _rows(case)),
     )
