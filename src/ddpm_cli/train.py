@@ -289,12 +289,16 @@ class Training:
     def _update(self, loss: torch.Tensor, step: int) -> None:
         """Clip the gradients, take Adam's step unless something is not finite, and follow with the average."""
         config = self.config
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip, foreach=True)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self._grad_norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         bad = ~torch.isfinite(self._grad_norm + loss)
         self._bad_step.copy_(torch.where(bad & (self._found_inf == 0), float(step), self._bad_step))
         self._found_inf.copy_(torch.maximum(self._found_inf, bad.float()))
-        if self.device.type == "cpu":
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
             self.check()
+        if not on_cpu or self._grad_norm > config.grad_clip:  # a GPU would have to be waited for
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, config.grad_clip, self._grad_norm, foreach=True)
         self.optimizer.step()
         torch._foreach_lerp_(self._ema_parameters, self.parameters, 1 - config.ema_at(step))
         self._loss_sum += loss
