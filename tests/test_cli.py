@@ -14,6 +14,7 @@ import pytest
 
 from conftest import Ddpm
 from ddpm_cli.cli import COMMANDS
+from ddpm_cli.cli.options import DurationType
 from ddpm_cli.pixels import encode_png, to_image
 from nursery import Nursery
 
@@ -62,6 +63,20 @@ def test_no_command_at_all_shows_help_and_is_a_usage_error(ddpm: Ddpm) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5", 1.5), ("90s", 90), ("4m", 240), ("1.5h", 5400), ("3h50m", 13_800), ("1D2h3m4.5s", 93_784.5)],
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert DurationType()(text) == seconds
+
+
+def test_torchrun_cannot_start_several_of_what_is_one_process(ddpm: Ddpm) -> None:
+    done = ddpm("noise", "x.png", env={"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"})
+    assert done.returncode == 2
+    assert "ddpm noise is one process; torchrun can start train, sample, eval-bpd" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("args", "words"),
     [
         (["frobnicate"], ["No such command", "frobnicate"]),
@@ -70,6 +85,11 @@ def test_no_command_at_all_shows_help_and_is_a_usage_error(ddpm: Ddpm) -> None:
         (["train"], ["IMAGES"]),
         (["sample", "--grid", "4by4"], ["4by4", "rows x columns"]),
         (["train", "x", "--max-time", "soon"], ["soon", "90s"]),
+        (["train", "x", "--max-time", "50m3h"], ["50m3h", "3h50m"]),
+        (["train", "x", "--max-time", "0h0m"], ["0h0m", "3h50m"]),
+        (["train", "x", "--from", ""], ["--from", "the name is empty"]),
+        (["train", "x", "--size", "\uff18"], ["no size"]),
+        (["pack", "x", "-o", "-"], ["-o", "./-"]),
         (["noise", "x.png", "--t", "a,b"], ["a,b", "0,250,500"]),
     ],
     ids=str,
@@ -215,8 +235,8 @@ def test_names_of_images_and_models_are_completed_as_files(ddpm: Ddpm, words: st
 
 
 def test_names_that_are_empty_or_too_long_or_no_files_are_refused(ddpm: Ddpm, tmp_path: Path) -> None:
-    assert ddpm("train", "", "--dry-run").returncode == 3
-    assert ddpm("sample", "-m", "", "-o", "x.png").returncode == 3
+    assert ddpm("train", "", "--dry-run").returncode == 2
+    assert ddpm("sample", "-m", "", "-o", "x.png").returncode == 2
     for arguments in (["sample", "-o", ""], ["noise", "p.png", "-o", ""], ["noise", ""], ["sample", "--like", ""]):
         done = ddpm(*arguments)
         assert done.returncode == 2, arguments

@@ -505,6 +505,14 @@ def without_privileges() -> Iterator[None]:
         os.seteuid(0)
 
 
+def test_a_folder_that_may_not_be_read(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        (Path(name) / "closed").mkdir(0)
+        with without_privileges(), pytest.raises(InputError, match="closed cannot be read"):
+            data.find_source(Path(name) / "closed")
+
+
 def test_what_may_not_be_read_is_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as name:  # which everybody may enter, unlike tmp_path
         root = Path(name)

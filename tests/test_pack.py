@@ -153,6 +153,13 @@ def test_a_manifest_that_makes_no_sense_is_refused(ddpm: Ddpm, images: Path, tmp
         data.open_images(tmp_path / "packed")
 
 
+def test_a_manifest_that_is_nested_too_deeply_is_refused(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
+    ddpm("pack", images, "-o", "packed")
+    (tmp_path / "packed" / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="damaged pack"):
+        data.open_images(tmp_path / "packed")
+
+
 def test_a_pack_that_is_not_finished_is_refused_and_goes_on(ddpm: Ddpm, images: Path, tmp_path: Path) -> None:
     source = data.find_source(images)
     survey = data.scan(source).result()

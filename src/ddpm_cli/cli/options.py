@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -17,11 +18,20 @@ from ..sampling import SAMPLERS, SPACINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+SHARING = "train", "sample", "eval-bpd"  # commands whose work several processes can share
 STDIO = Path("-")  # stdin where something is read, stdout where it is written
 
 
 class Command(click.Command):
-    """A command whose help shows its examples before its options: they are what most look for."""
+    """A command whose help shows its examples before its options: they are what most look for.
+
+    Unless it is of `SHARING`, torchrun cannot start it several times at once.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and self.name not in SHARING:
+            raise ArgumentError(f"ddpm {self.name} is one process; torchrun can start {', '.join(SHARING)}")
+        return super().invoke(ctx)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_usage(ctx, formatter)
@@ -39,6 +49,8 @@ class PathType(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("the name is empty", param, ctx)
+        if value == "-" and not self.allow_dash:
+            self.fail("it cannot be stdin or stdout; ./- is a file or folder of that name", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -48,6 +60,8 @@ class NameType(click.ParamType[str]):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "":
+            self.fail("the name is empty", param, ctx)
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -63,7 +77,7 @@ class SizeType(click.ParamType[tuple[int, int]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", str(value).strip().lower())
+        match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", str(value).strip().lower())
         if not match or "0" in (match[1].lstrip("0") or "0", (match[2] or "1").lstrip("0") or "0"):
             self.fail(f"{value!r} {self.advice}", param, ctx)
         height = int(match[1])
@@ -77,19 +91,27 @@ class GridType(SizeType):
     advice = "is no grid; give rows x columns such as 4x16"
 
 
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+
+
 class DurationType(click.ParamType[float]):
-    """``90``, ``90s``, ``4m``, ``1.5h`` or ``2d`` as seconds."""
+    """``90``, ``90s``, ``4m``, ``1.5h``, ``3h50m`` or ``2d`` as seconds."""
 
     name = "TIME"
-    _units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}  # noqa: RUF012
+    _units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}  # noqa: RUF012
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip().lower())
-        if not match or float(match[1]) == 0:
-            self.fail(f"{value!r} is no length of time; give seconds, or 90s, 4m, 1.5h, 2d", param, ctx)
-        return float(match[1]) * self._units[match[2]]
+        text = str(value).strip().lower()
+        if re.fullmatch(_NUMBER, text):
+            text += "s"
+        match = re.fullmatch("".join(f"(?:({_NUMBER}){unit})?" for unit in self._units), text)
+        amounts = [float(amount or 0) for amount in match.groups()] if match else []
+        seconds = sum(amount * unit for amount, unit in zip(amounts, self._units.values(), strict=False))
+        if seconds == 0:
+            self.fail(f"{value!r} is no length of time; give seconds, or 90s, 4m, 1.5h, 3h50m, 2d", param, ctx)
+        return seconds
 
 
 class IntList(click.ParamType[tuple[int, ...]]):

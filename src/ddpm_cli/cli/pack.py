@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from . import Interrupted
 from .options import Command, NameType, PathType, SizeType, force_option, put, put_text, verbosity_options
 
 EPILOG = """\b
@@ -51,7 +52,11 @@ def command(
     screen = console.Screen(verbosity)
     console.log_to(screen)
     fixed = int(channels) if channels else None
-    packed = pack_into(output, images, screen, size=size, channels=fixed, limit=_LIMIT, force=force)
+    try:
+        packed = pack_into(output, images, screen, size=size, channels=fixed, limit=_LIMIT, force=force)
+    except (Interrupted, KeyboardInterrupt):
+        screen.say("run the same command again to go on")
+        raise
     written = sum(file.stat().st_size for file in output.iterdir())
     about = {
         "path": str(output),

@@ -62,7 +62,10 @@ class Manifest:
             OSError: there is none that can be read.
             ValueError, KeyError, TypeError: it is damaged, or of another version.
         """
-        data = json.loads((folder / MANIFEST).read_bytes())
+        try:
+            data = json.loads((folder / MANIFEST).read_bytes())
+        except RecursionError as error:
+            raise ValueError("the manifest is nested too deeply") from error
         if not isinstance(data, dict) or (data["format"], data["schema"]) != (_FORMAT, _SCHEMA):
             raise ValueError("the manifest is of another kind or version")
         return cls._checked(data)
@@ -95,9 +98,9 @@ class Manifest:
 
 def is_pack(folder: Path) -> bool:
     """Whether a folder is, or was, or was to become a pack, by its files' names and its manifest's first words."""
-    if (folder / FIRST_SHARD).is_file() or (folder / JOURNAL).is_file():
-        return True
     try:
+        if (folder / FIRST_SHARD).is_file() or (folder / JOURNAL).is_file():
+            return True
         with (folder / MANIFEST).open("rb") as file:
             return f'"format": "{_FORMAT}"'.encode() in file.read(64)
     except OSError:
