@@ -174,7 +174,7 @@ def test_more_processes_than_images_in_a_batch(nursery: Nursery, ddpm_env: dict[
     [
         (["--lr", "0.5"], "train.lr is 0.5 there and 0.001 for rank 0"),
         (["--steps", "7"], "cadence.steps is 7 there and 6 for rank 0"),
-        (["--size", "16"], "data.digest is "),
+        (["--size", "16"], "rank 0: the images are others; data.shape is "),
         (["--compile"], "compile is true there and false for rank 0"),
     ],
 )

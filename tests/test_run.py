@@ -314,7 +314,7 @@ def test_max_time_saves_and_stops(tmp_path: Path, uninterrupted: Path) -> None:
         ),
         ({"diffusion": replace(DIFFUSION, timesteps=21)}, ["diffusion.timesteps was 20 and is now 21"]),
         ({"start": "other"}, ['from was null and is now "other"']),
-        ({"digest": "blake2b-256:" + "0" * 64}, ["the images are others"]),
+        ({"digest": "blake2b-256:" + "0" * 64}, ["a run with other images. Give those, as they were, to go on"]),
         (
             {"digest": "blake2b-256:" + "0" * 64, "shape": (14, 8, 8, 1), "train": replace(TRAIN, ema=0.8)},
             ["the images are others", "data.shape was [13, 8, 8, 1] and is now [14, 8, 8, 1]", "train.ema was 0.9 and"],
@@ -455,7 +455,7 @@ def test_other_settings_exit_2_and_change_nothing(ddpm: Ddpm, tmp_path: Path, pi
     shutil.rmtree(tmp_path / "ddpm-cache")  # or it would go on with the images of then
     changed = ddpm(*command)
     assert changed.returncode == 2
-    assert "the images are others" in changed.stderr
+    assert "other images. Give those, as they were" in changed.stderr
     assert contents(tmp_path / "run") == before
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -150,10 +152,9 @@ class World:
             yield
         except RuntimeError as error:
             if self.size > 1 and _is_of_a_peer(error):
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise PeerError(
                     f"another process that shared the work has ended or cannot be reached, so this one cannot go on "
-                    f"({reason[:200]})",
+                    f"({_in_short(error)})",
                     lost=True,
                 ) from error
             raise
@@ -269,6 +270,12 @@ def _life(store: Store, world: World) -> str:
             if store.check([f"{name}/known"]) and me in store.get(f"{name}/known").decode().split():
                 return name
         time.sleep(_POLL_SECONDS[1])
+
+
+def _in_short(error: RuntimeError) -> str:
+    """What gloo or nccl says in its first sentence, without its place in a source file."""
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return shorten(re.sub(r"^\[[^\]]*\] ", "", first).split(". ")[0], 200, placeholder=" ...")
 
 
 def _is_of_a_peer(error: RuntimeError) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from .errors import ArgumentError, DdpmError, DiskError, DivergedError, PeerErro
 from .files import check_space, disk_errors, printable, write_file
 from .pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from .sampling import Sampling
-from .settings import differing_settings
+from .settings import differing_settings, in_words
 from .train import HERE, Execution, StepReport, Training, train
 
 SCHEMA = 1
@@ -204,11 +205,14 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     if not any((folder / "checkpoints").glob("step-*")):
         return  # nothing was kept that others would go on with
     if differing := differing_settings(read_json(folder / "config.json"), json.loads(json.dumps(config.to_json()))):
-        changed = "the images are others; " if any(name == "data.digest" for name, *_ in differing) else ""
-        values = [(name, a, b) for name, a, b in differing if name != "data.digest"]
-        text = changed + "; ".join(f"{name} was {a} and is now {b}" for name, a, b in values[:6])
+        if all(name.startswith("data.") for name, *_ in differing):
+            raise ArgumentError(
+                f"{printable(folder)} holds a run with other images. Give those, as they were, to go on with it, or "
+                f"start another with -o FOLDER --from {shlex.quote(printable(folder))}"
+            )
+        text = in_words(differing, "{name} was {a} and is now {b}")
         raise ArgumentError(
-            f"{printable(folder)} holds a run with other settings: {text.removesuffix('; ')}. "
+            f"{printable(folder)} holds a run with other settings: {text}. "
             "Give the same command to go on with it, or another folder with -o"
         )
 

@@ -22,7 +22,7 @@ def check_same(mine: dict[str, Any], world: World) -> None:
     first, *others = (json.loads(text) for text in world.gather(json.dumps(mine).encode()))
     for rank, other in enumerate(others, start=1):
         if differing := differing_settings(first, other):
-            text = "; ".join(f"{name} is {b} there and {a} for rank 0" for name, a, b in differing[:6])
+            text = in_words(differing, "{name} is {b} there and {a} for rank 0")
             raise ArgumentError(
                 f"rank {rank} of {world.size} was given other settings or images than rank 0: {text}. "
                 "Start all processes with the same command, version and images"
@@ -38,6 +38,13 @@ def differing_settings(there: dict[str, Any], now: dict[str, Any]) -> list[tuple
         for name in names
         if a.get(name) != b.get(name) and not name.startswith("execution.")
     ]
+
+
+def in_words(differing: list[tuple[str, str, str]], sentence: str) -> str:
+    """The first few of them, each in a sentence of its ``{name}`` and both values, ``{a}`` and ``{b}``."""
+    images = ["the images are others"] if any(name == "data.digest" for name, *_ in differing) else []
+    others = [sentence.format(name=name, a=a, b=b) for name, a, b in differing if name != "data.digest"]
+    return "; ".join((images + others)[:6])
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
