@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ddpm_cli import fitting
+from ddpm_cli import cli, fitting
 from ddpm_cli.distributed import ALONE, World
 from ddpm_cli.errors import InputError
 from ddpm_cli.fitting import activation_bytes, arithmetic, available_memory, fit, prepared_bytes, trial
@@ -160,6 +161,42 @@ def test_a_container_has_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch,
     assert available_memory(CPU) == 200 * MIB
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert available_memory(CPU) == 50 * MIB
+
+
+def test_a_limit_on_address_space_is_heeded(nursery: Nursery) -> None:
+    child = nursery.call(limited)
+    assert child.wait() == 0, child.stderr
+
+
+def limited() -> None:
+    """A child that may have 300 MiB more than it has."""
+    with Path("/proc/self/statm").open() as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 300 * MIB, resource.RLIM_INFINITY))
+    free = available_memory(CPU)
+    assert 250 * MIB < free <= 300 * MIB, free
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you ..."
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_runs_out_after_all_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.group, "main", fail)
+    assert cli.run(["train"]) == 3
+    assert capsys.readouterr().err.startswith("error: there is not enough memory for this; use a smaller --batch-size")
 
 
 def test_recomputing_keeps_less(wide: Plan) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from .distributed import World, processes_here
 from .errors import InputError
 from .plan import Plan
 from .run import RunConfig
-from .train import Execution, Training
+from .train import Execution, Training, check_shares
 from .unet import build, parameter_count
 
 BYTES_A_PARAMETER = 20  # weight, gradient, two moments and the average, all float32
@@ -43,8 +44,10 @@ def fit(plan: Plan, device: torch.device, world: World) -> Execution:
     """How to compute a run here: in as few parts as fit, keeping activations if any part does.
 
     Raises:
+        ArgumentError: there are more processes than images in a batch.
         InputError: not even one image at a time fits, or not the parts that the user has asked for.
     """
+    check_shares(plan.config.train.batch_size, world)
     config, batch = plan.config, -(-plan.config.train.batch_size // world.size)
     whole = Execution(world, min(plan.accumulate or 1, batch), compile=plan.compile)
     part = -(-batch // whole.accumulate)
@@ -168,7 +171,10 @@ def available_memory(device: torch.device) -> int:
         # Files that were read count as used, and are given up when memory is asked for.
         cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text("ascii"), re.MULTILINE)
         bounds.append(max(limit - used + int(cached[1] if cached else 0), 0))
-    return min(bounds) // processes_here()
+    own = 2**62  # what this process may have by itself: `ulimit -v`, which some schedulers set
+    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        own = max(limit - _status("VmSize"), 0)
+    return min(min(bounds) // processes_here(), own)
 
 
 def _forget_peak(device: torch.device) -> None:

@@ -92,6 +92,19 @@ class Rehearsal:
 HERE = Execution()
 
 
+def check_shares(batch_size: int, world: World) -> None:
+    """Refuse more processes than there are images in a batch.
+
+    Raises:
+        ArgumentError: there are.
+    """
+    if world.size > batch_size:
+        raise ArgumentError(
+            f"{world.size} processes cannot share batches of {batch_size}; use --batch-size {world.size} or more, or "
+            "fewer processes"
+        )
+
+
 class Training:
     """A network in training: weights, moving average and moments, and the number of steps they have seen.
 
@@ -245,11 +258,7 @@ class Training:
     def _shared(self) -> UNet:
         """The network, which adds up the gradients of all processes while it computes them."""
         world = self.execution.world
-        if world.size > self.config.batch_size:
-            raise ArgumentError(
-                f"{world.size} processes cannot share batches of {self.config.batch_size}; use --batch-size "
-                f"{world.size} or more, or fewer processes"
-            )
+        check_shares(self.config.batch_size, world)
         if world.size == 1:
             return self.unet
         with world.talking():

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import DdpmError, DiskError
+from ..errors import DdpmError, DiskError, InputError
 
 COMMANDS = {
     "train": "Train a model on your own images (Algorithm 1).",
@@ -153,6 +153,12 @@ def run(args: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and (text := _of_the_disk(error)):
             _say(f"error: {text}")
             return DiskError.exit_code
+        if _is_of_memory(error):
+            _say(
+                "error: there is not enough memory for this; use a smaller --batch-size, --size or --preset, or with "
+                "train --accumulate, which computes a batch in parts"
+            )
+            return InputError.exit_code
         _say(f"unexpected error: {type(error).__name__}: {error}\nDDPM_DEBUG=1 shows where; please report it")
         return 1
     return code if isinstance(code, int) else 0
@@ -200,6 +206,16 @@ def _is_importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory has run out: Python's, that of PyTorch's allocator for the CPU, or a GPU's."""
+    said = "allocate memory" in str(error) or "not enough memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and said)
+    )
 
 
 def _of_the_disk(error: OSError) -> str:
