@@ -32,6 +32,7 @@ LAYERS = {
     "diffusion": 1,
     "dropout": 1,
     "group_norm": 1,
+    "attention": 1,
     "unet": 1,
     "pixels": 1,
     "rng": 1,
@@ -70,7 +71,8 @@ NEIGHBOURS = {
     "presets": {"errors", "config"},
     "files": {"errors"},
     "sampling": {"errors"},
-    "unet": {"dropout", "group_norm"},
+    "attention": {"group_norm"},
+    "unet": {"attention", "dropout", "group_norm"},
     "hub": {"checkpoint"},
     "plan": {"run"},  # a plan is a run that is not yet one
     "run": {"compiling"},

@@ -16,13 +16,13 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddpm_cli.attention import Attention
 from ddpm_cli.config import UNetConfig
 from ddpm_cli.dropout import draw_masks, kept
 from ddpm_cli.errors import InputError
 from ddpm_cli.group_norm import GroupNorm
 from ddpm_cli.presets import PRESETS
 from ddpm_cli.unet import (
-    Attention,
     ResBlock,
     UNet,
     build,
