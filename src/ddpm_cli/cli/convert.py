@@ -62,10 +62,9 @@ def command(source: Path, output: Path, allow_pickle: bool, verbosity: int, **op
     """
     from ..checkpoint import check_new, save_model
     from ..convert import Options, convert, pickle_in
-    from ..ui.console import Screen, log_to
+    from ..ui.console import open_screen
 
-    screen = Screen(verbosity)
-    log_to(screen)
+    screen = open_screen(verbosity)
     check_new(output)
     pickled = pickle_in(source)
     if pickled is not None and not allow_pickle:

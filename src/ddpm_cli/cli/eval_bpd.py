@@ -79,11 +79,10 @@ def command(images: str, as_json: bool, verbosity: int, **options: Any) -> None:
     train. auto precision means fp32 here. Under torchrun the work is shared, with the same result.
     """
     from .. import distributed
-    from ..ui.console import Screen, log_to
+    from ..ui.console import open_screen
     from .measuring import MeasureOptions, measure
 
-    screen = Screen(verbosity if distributed.rank() == 0 else -1)
-    log_to(screen)
+    screen = open_screen(verbosity)
     result = measure(images, MeasureOptions(**options), screen)
     if distributed.rank() == 0:
         put_text(result.to_json() if as_json else result.to_table())

@@ -31,12 +31,11 @@ def command(model: str | None, verify: bool, as_json: bool, verbosity: int) -> N
     from ..errors import ArgumentError, InputError
     from ..info import examine
     from ..model import default_spec
-    from ..ui.console import Screen, aligned, log_to
+    from ..ui.console import aligned, open_screen
     from ..ui.console import as_json as to_json
     from .models import find_model
 
-    screen = Screen(verbosity)
-    log_to(screen)
+    screen = open_screen(verbosity)
     info = examine(find_model(default_spec() if model is None else model, screen), outputs=verify)
     for warning in info.warnings:
         screen.warn(warning)

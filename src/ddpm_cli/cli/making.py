@@ -17,7 +17,7 @@ from ..errors import ArgumentError, InputError
 from ..model import Model
 from ..pixels import COLOURS, Pixels, Raster, to_channels, to_float
 from ..sampling import Sampling
-from ..ui.console import Screen, log_to
+from ..ui.console import Screen, open_screen
 from .inputs import Input
 from .models import open_model
 from .output import SEEN, Destination, check_destination, check_files, check_sheet
@@ -48,8 +48,7 @@ class Making:
         Raises:
             ArgumentError: settings of the sampler that do not go together, or an output that cannot be written.
         """
-        screen = Screen(options.pop("verbosity"))
-        log_to(screen)
+        screen = open_screen(options.pop("verbosity"))
         to = Destination(options.pop("output"), options.pop("force"), options.pop("preview"))
         own = {name: options.pop(name) for name in ("model", "device", "precision", "batch_size", "scale")}
         sampling = Sampling(**{name: value for name, value in options.items() if value is not None})

@@ -52,10 +52,9 @@ def command(samples: str, images: str, output: Path, as_json: bool, verbosity: i
     of them are compared. A model that has memorised makes samples that are nearer to IMAGES than --held-out images are,
     or, without these, than IMAGES are to each other.
     """
-    from ..ui.console import Screen, log_to
+    from ..ui.console import open_screen
     from .neighboring import NeighborOptions, find_neighbors
 
-    screen = Screen(verbosity)
-    log_to(screen)
+    screen = open_screen(verbosity)
     report = find_neighbors(samples, images, NeighborOptions(output=output, **options), screen)
     put_text(report.to_json()) if as_json else put(output)

@@ -17,7 +17,7 @@ from ..diffusion.schedule import Schedule, from_config
 from ..errors import ArgumentError
 from ..files import check_output, disk_errors, write_file
 from ..pixels import Raster, encode_npy, grid, to_float, to_levels
-from ..ui.console import Screen
+from ..ui.console import Screen, open_screen
 from ..ui.pictures import ANIMATIONS, GIF_ALPHA, check_suffix, encode, encode_animation, loses_alpha
 from .inputs import Input, listed, read, refuse_doubles
 from .options import (
@@ -102,7 +102,7 @@ def command(
     .gif, .webp or .apng; all share one noise, so that it grows in place. Several images, or a folder of them, give a
     folder. A picture holds x_t in 8 bits, clipped to what an image can be; a .npy holds it as it is.
     """
-    screen = Screen(verbosity)
+    screen = open_screen(verbosity)
     s = from_config(DiffusionConfig(timesteps=timesteps, schedule=schedule))
     times = times or (timesteps // 2,)
     if bad := [t for t in times if not 0 <= t <= timesteps]:

@@ -49,8 +49,7 @@ def command(
     from ..ui import console
     from .images import pack_into
 
-    screen = console.Screen(verbosity)
-    console.log_to(screen)
+    screen = console.open_screen(verbosity)
     fixed = int(channels) if channels else None
     try:
         packed = pack_into(output, images, screen, size=size, channels=fixed, limit=_LIMIT, force=force)

@@ -32,10 +32,9 @@ def command(repo: str, revision: str | None, output: Path | None, allow_pickle: 
     from .. import hub
     from ..checkpoint import check_new, save_model
     from ..model import read_pulled
-    from ..ui.console import Screen, log_to, shown
+    from ..ui.console import open_screen, shown
 
-    screen = Screen(verbosity)
-    log_to(screen)
+    screen = open_screen(verbosity)
     if output is not None:
         check_new(output)
     name = hub.require(repo, revision)

@@ -29,9 +29,8 @@ def command(model: str, repo: str, private: bool, bpd: Path | None, dry_run: boo
     Of a run that is its newest checkpoint without the state of training. Nothing else of the run folder, and no path,
     leaves this machine. HF_TOKEN must hold a token that may write.
     """
-    from ..ui.console import Screen, log_to
+    from ..ui.console import open_screen
     from .publishing import publish
 
-    screen = Screen(verbosity)
-    log_to(screen)
+    screen = open_screen(verbosity)
     put_text(publish(model, repo, screen, private=private, bpd=bpd, dry_run=dry_run))

@@ -61,14 +61,12 @@ def command(
     Image i of a seed does not depend on how many images are made, or, but for the rounding of bf16, on the batch
     size. PNGs carry their settings, and --like makes the same again from them.
     """
-    from ..distributed import rank
     from ..recipe import Recipe
-    from ..ui.console import Screen, log_to
+    from ..ui.console import open_screen
     from .output import Destination
     from .sampling import sample
 
-    screen = Screen(verbosity if rank() == 0 else -1)
-    log_to(screen)
+    screen = open_screen(verbosity)
     options["rows"], options["columns"] = cells or (None, None)
     options["precision"] = None if precision == "auto" else precision
     if cells and options["n"] is None and like is None:

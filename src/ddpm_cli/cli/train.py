@@ -91,13 +91,11 @@ def command(
     Images are scaled to cover the size and cropped at the centre. To resume a run, give the same command again;
     Ctrl-C saves and stops. The run folder holds checkpoints, preview pictures and metrics.jsonl.
     """
-    from ..distributed import rank
     from ..plan import TrainOptions
-    from ..ui.console import Screen, log_to
+    from ..ui.console import open_screen
     from .training import Job
 
-    screen = Screen(verbosity if rank() == 0 else -1)
-    log_to(screen)
+    screen = open_screen(verbosity)
     job = Job(images, output, size, int(channels) if channels else None, start, device, TrainOptions(**options))
     code = job.run(screen, dry_run=dry_run, as_json=as_json)
     click.get_current_context().exit(code)

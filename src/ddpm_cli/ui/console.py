@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ..distributed import rank
 from ..files import printable
 from ..stage import Stage
 
@@ -120,8 +121,9 @@ def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{name:<{width}}  {printable(value)}" for name, value in rows]
 
 
-def log_to(screen: Screen) -> None:
-    """Show what the library logs as warnings."""
+def open_screen(verbosity: int) -> Screen:
+    """The screen of a command; shows what the library logs as warnings too. Of several processes only rank 0 talks."""
+    screen = Screen(verbosity if rank() == 0 else -1)
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -130,6 +132,7 @@ def log_to(screen: Screen) -> None:
     logger = logging.getLogger("ddpm_cli")
     logger.handlers = [Handler()]
     logger.propagate = False
+    return screen
 
 
 def error(text: str) -> None:
