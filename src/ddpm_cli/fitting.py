@@ -26,6 +26,7 @@ from .train import Execution, Training, check_shares
 from .unet import build, parameter_count
 
 BYTES_A_PARAMETER = 20  # weight, gradient, two moments and the average, all float32
+BYTES_SHARED = 4  # a parameter, in the buckets that DistributedDataParallel adds up gradients in
 SURELY = 0.5  # of the free memory: so much by arithmetic needs no measurement
 USED = 0.9  # of the free memory that parts may fill: other programs go on
 FEW, MORE = 1, 3  # images that are tried
@@ -54,6 +55,8 @@ def fit(plan: Plan, device: torch.device, world: World) -> Execution:
     free = available_memory(device)
     if device.type == "cpu":
         free -= batch * prepared_bytes(config.unet)
+    if world.size > 1:
+        free -= BYTES_SHARED * parameter_count(config.unet)
     need = arithmetic(config, part)
     if need <= SURELY * free or (plan.accumulate is not None and need <= free):
         return whole
