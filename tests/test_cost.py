@@ -11,7 +11,7 @@ from ddpm_cli.checkpoint import StoredModel
 from ddpm_cli.config import UNetConfig
 from ddpm_cli.cost import Cost
 from ddpm_cli.cost import estimate as estimate_for
-from ddpm_cli.distributed import ALONE
+from ddpm_cli.distributed import ALONE, World
 from ddpm_cli.fitting import Trial, fit
 from ddpm_cli.plan import Plan
 from ddpm_cli.presets import PRESETS
@@ -78,6 +78,8 @@ def test_what_the_paper_would_take_is_its_arithmetic_at_the_rate_of_a_wide_level
     assert price.paper_preset == name
     expected = batch * steps * flops(PRESETS[name].unet((a_side, a_side), 3), (a_side, a_side)) / rate
     assert price.paper_seconds == pytest.approx(expected)
+    shared = estimate_for(planned((9, *size, 1), preset="tiny"), CPU, Execution(World(0, 2)))
+    assert shared.paper_seconds == pytest.approx(expected / 2)
 
 
 def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:

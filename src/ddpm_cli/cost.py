@@ -14,7 +14,7 @@ from .run import RunConfig
 from .train import Execution
 from .unet import flops, parameter_count
 
-TRIAL_FLOPS = 60e9  # of one trial step: a moment on a CPU, and enough to be representative
+TRIAL_FLOPS = 10e9  # of one trial step: a moment on a CPU, and enough to be representative
 BACKWARD = 3  # a step computes about three times as much as a forward pass
 PAPER_SIZES = {"cifar10": (32, 32), "256": (256, 256)}
 
@@ -56,7 +56,7 @@ def estimate(plan: Plan, device: torch.device, execution: Execution) -> Cost:
         step_seconds=step_seconds,
         total_seconds=step_seconds * plan.cadence.steps,
         paper_preset=paper,
-        paper_seconds=_paper_seconds(paper, config, device),
+        paper_seconds=_paper_seconds(paper, config, device) / execution.world.size,
     )
 
 
