@@ -551,7 +551,6 @@ def newest_step(run: Path) -> int:
     return verify(latest) if latest else 0
 
 
-@pytest.mark.parametrize("seed", [random.SystemRandom().randrange(10**9)])
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800)
 def test_kills_at_random_moments_change_nothing(
