@@ -20,6 +20,14 @@ PAPER_SIZES = {"cifar10": (32, 32), "256": (256, 256)}
 
 
 @dataclass(frozen=True)
+class PaperRun:
+    """About how many seconds the paper's own network and schedule, a preset, would take on this machine."""
+
+    preset: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a run takes.
 
@@ -27,45 +35,44 @@ class Cost:
         memory: bytes of a process, about: weights, gradients, moments, average, and the activations of one part.
         step_seconds: of one optimizer step, by trial on this machine.
         total_seconds: of all steps.
-        paper_seconds: about what the paper's own network and schedule would take here.
+        paper: what the paper's own run would take, if that was asked for.
     """
 
     parameters: int
     memory: int
     step_seconds: float
     total_seconds: float
-    paper_preset: str
-    paper_seconds: float
+    paper: PaperRun | None
 
 
-def estimate(plan: Plan, device: torch.device, execution: Execution) -> Cost:
+def estimate(plan: Plan, device: torch.device, execution: Execution, *, paper: bool = False) -> Cost:
     """Try a step on this machine, and reckon from it what a process will take.
 
     Args:
         execution: from `fitting.fit`.
+        paper: whether to reckon the paper's own run as well, which takes another trial.
     """
     config, unet = plan.config, plan.config.unet
     batch = -(-config.train.batch_size // execution.world.size)
     part = -(-batch // execution.accumulate)
     few = int(np.clip(TRIAL_FLOPS / (BACKWARD * flops(unet, unet.size)), 1, part))
     step_seconds = _step_seconds(config, device, few, part, batch, recompute=execution.recompute)
-    paper = paper_preset(unet.size)
     return Cost(
         parameters=parameter_count(unet),
         memory=arithmetic(config, part, recompute=execution.recompute),
         step_seconds=step_seconds,
         total_seconds=step_seconds * plan.cadence.steps,
-        paper_preset=paper,
-        paper_seconds=_paper_seconds(paper, config, device) / execution.world.size,
+        paper=_paper_run(config, device, execution) if paper else None,
     )
 
 
-def _paper_seconds(name: str, config: RunConfig, device: torch.device) -> float:
-    """Seconds that a run of the paper's would take here.
+def _paper_run(config: RunConfig, device: torch.device, execution: Execution) -> PaperRun:
+    """What the paper's own run for images of this size would take here.
 
     Its arithmetic, at the rate of a network of one level that is as wide as the paper's and works at its 16x16: a
     narrow network on small images reaches only a fraction of that, and the paper's own would take too long to try.
     """
+    name = paper_preset(config.unet.size)
     preset, size = PRESETS[name], PAPER_SIZES[name]
     whole = preset.unet(size, 3)
     level = replace(
@@ -80,7 +87,7 @@ def _paper_seconds(name: str, config: RunConfig, device: torch.device) -> float:
     batch = preset.train.batch_size
     paper = replace(config, unet=level, diffusion=preset.diffusion(), train=replace(config.train, loss="simple"))
     seconds = _step_seconds(paper, device, images, batch, batch) / (flops(level, (16, 16)) * batch)
-    return seconds * flops(whole, size) * batch * preset.steps
+    return PaperRun(name, seconds * flops(whole, size) * batch * preset.steps / execution.world.size)
 
 
 def _step_seconds(

@@ -80,7 +80,7 @@ class Job:
             execution = fit(what, device, world)
         with world.together():
             if world.rank == 0:
-                price = estimate(what, device, execution)
+                price = estimate(what, device, execution, paper=dry_run)
                 self._announce(screen, images, what, price, str(device), execution)
                 self._warn(screen, what, start)
         if dry_run:
@@ -145,9 +145,9 @@ class Job:
         ]
         if cadence.max_time is not None:
             rows.append(("limit", f"{duration(cadence.max_time)} (--max-time)"))
-        if what.preset != price.paper_preset:
+        if price.paper and what.preset != price.paper.preset:
             rows.append(
-                ("paper", f"its {price.paper_preset} run would take about {duration(price.paper_seconds)} here")
+                ("paper", f"its {price.paper.preset} run would take about {duration(price.paper.seconds)} here")
             )
         rows.append(("output", str(self.folder.absolute())))
         screen.table(rows)
