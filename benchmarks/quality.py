@@ -101,7 +101,7 @@ def tables() -> Iterator[Table]:
         "each. Time is from the start of the program, imports and reading included, to the first checkpoint that is as "
         f"good, of one each {SAVE_EVERY} steps; which it is was found by halving, as if none that is good came before "
         f"one that is not. `ddpm train --no-flip --sample-every 0` runs for {STEPS:,} steps; diffusers is the loop of "
-        "its unconditional example at its defaults (float32) with `--use_ema`, lucidrains that of its Trainer at its "
+        "its unconditional example at its defaults (float32) and with its EMA, lucidrains that of its Trainer at its "
         "defaults (float32), but without flips, and on its own network of about as many parameters; both for "
         f"{PEER_STEPS:,} steps or {PEER_SECONDS:.0f} s, reading the folder once. "
         f"Judged are {SAMPLES:,} samples by {SAMPLER_STEPS} steps of DDIM with eta 1, lucidrains' by its own "

@@ -334,10 +334,10 @@ def busy_at_first(arguments: list[str]) -> int:
 
     estimate = training.estimate
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **options: Any) -> Any:
         Path("busy").touch()
         time.sleep(10)
-        return estimate(*args)
+        return estimate(*args, **options)
 
     training.estimate = slow
     return run_cli(arguments)

@@ -434,7 +434,7 @@ def test_samples_keep_a_size_that_train_would_not_choose(ddpm: Ddpm, tmp_path: P
         (("--csv", "neighbors.png"), 2, "neighbors.png is named twice"),
         (("-o", "no/where.png"), 7, "there is no folder no"),
         (("--held-out", "empty"), 3, "empty"),
-        (("--held-out", ""), 3, "the name of the images is empty"),
+        (("--held-out", ""), 2, "the name is empty"),
         (("-n", "0"), 2, "-n"),
         (("--scale", "64", "-n", "30", "-k", "60"), 2, "the sheet would be"),
     ],

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ..distributed import rank
 from ..files import printable
 from ..stage import Stage
 
@@ -123,6 +122,8 @@ def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 def open_screen(verbosity: int) -> Screen:
     """The screen of a command; shows what the library logs as warnings too. Of several processes only rank 0 talks."""
+    from ..distributed import rank  # not at the top: it needs numpy
+
     screen = Screen(verbosity if rank() == 0 else -1)
 
     class Handler(logging.Handler):
