@@ -36,7 +36,7 @@ def tables() -> Iterator[Table]:
         "A run as `ddpm train` makes it, every step logged, without checkpoints and previews, beside the same steps "
         "as bare x_t, dropout masks, forward, backward and fused Adam on a batch that lies ready; the two in turn, "
         "step by step, in a process for each preset. The share is the median of the differences, step by step, with "
-        "its quartiles: data, noise, clipping, the moving average and logging. Aim for `cifar10`: under 5 %.",
+        "its quartiles: data, noise, clipping, the moving average and logging. The aim is under 5 %.",
         ("preset", "batch", "bare step", "step of a run", "the loop's share"),
         rows,
     )

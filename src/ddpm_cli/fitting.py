@@ -19,10 +19,10 @@ import torch
 from .batches import HostBatch
 from .config import UNetConfig
 from .distributed import World, processes_here
-from .errors import InputError
+from .errors import ArgumentError, InputError
 from .plan import Plan
 from .run import RunConfig
-from .train import Execution, Training, check_shares
+from .train import Execution, Training
 from .unet import build, parameter_count
 
 BYTES_A_PARAMETER = 20  # weight, gradient, two moments and the average, all float32
@@ -48,8 +48,13 @@ def fit(plan: Plan, device: torch.device, world: World) -> Execution:
         ArgumentError: there are more processes than images in a batch.
         InputError: not even one image at a time fits, or not the parts that the user has asked for.
     """
-    check_shares(plan.config.train.batch_size, world)
-    config, batch = plan.config, -(-plan.config.train.batch_size // world.size)
+    config, batch_size = plan.config, plan.config.train.batch_size
+    if world.size > batch_size:
+        raise ArgumentError(
+            f"{world.size} processes cannot share batches of {batch_size}; use --batch-size {world.size} or more, or "
+            "fewer processes"
+        )
+    batch = -(-batch_size // world.size)
     whole = Execution(world, min(plan.accumulate or 1, batch), compile=plan.compile)
     part = -(-batch // whole.accumulate)
     free = available_memory(device)

@@ -30,7 +30,7 @@ from .diffusion.bound import LOSSES
 from .diffusion.process import Diffusion
 from .distributed import ALONE, World, failed_elsewhere
 from .dropout import draw_masks
-from .errors import ArgumentError, DivergedError
+from .errors import DivergedError
 from .pixels import to_float
 from .unet import UNet, build, init_weights
 
@@ -92,24 +92,10 @@ class Rehearsal:
 HERE = Execution()
 
 
-def check_shares(batch_size: int, world: World) -> None:
-    """Refuse more processes than there are images in a batch.
-
-    Raises:
-        ArgumentError: there are.
-    """
-    if world.size > batch_size:
-        raise ArgumentError(
-            f"{world.size} processes cannot share batches of {batch_size}; use --batch-size {world.size} or more, or "
-            "fewer processes"
-        )
-
-
 class Training:
     """A network in training: weights, moving average and moments, and the number of steps they have seen.
 
-    Raises:
-        ArgumentError: there are more processes than images in a batch.
+    Of several processes none may be without an image of each batch, as `fitting.fit` sees to.
     """
 
     def __init__(
@@ -258,7 +244,6 @@ class Training:
     def _shared(self) -> UNet:
         """The network, which adds up the gradients of all processes while it computes them."""
         world = self.execution.world
-        check_shares(self.config.batch_size, world)
         if world.size == 1:
             return self.unet
         with world.talking():

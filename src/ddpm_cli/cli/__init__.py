@@ -210,12 +210,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def _is_of_memory(error: Exception) -> bool:
     """Whether memory has run out: Python's, that of PyTorch's allocator for the CPU, or a GPU's."""
-    said = "allocate memory" in str(error) or "not enough memory" in str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and said)
-    )
+    of_the_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return of_the_cpu or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _of_the_disk(error: OSError) -> str:
