@@ -18,7 +18,7 @@ help: ## list the targets
 
 demo: $(VENV)/.runtime ## train a tiny model on the bundled digits for a few minutes, sample 64 into demo/grid.png
 	@mkdir -p demo
-	$(BIN)/ddpm train builtin:digits -o demo/run --preset tiny --batch-size 128 --max-time 4m
+	$(BIN)/ddpm train builtin:digits -o demo/run --preset tiny --steps 2000 --max-time 4m
 	$(BIN)/ddpm sample -m demo/run -n 64 -o demo/grid.png --force
 	@echo "The picture is $(CURDIR)/demo/grid.png"
 

@@ -51,7 +51,7 @@ def _row(name: str, preset: Preset, device: torch.device) -> tuple[str, ...]:
     train = replace(preset.train, batch_size=batch, precision=choose_precision("auto", device))
     config = RunConfig(preset.unet((height, width), channels), preset.diffusion(), train, images.digest, images.shape)
     bare = Training(config.unet, config.diffusion, config.train, device)
-    ready = batch_at(images, train, 1000, 1)
+    ready = batch_at(images, train, bare.diffusion.schedule, 1)
     bare_seconds, run_seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         cadence = Cadence(steps=STEPS[name] + 2, log_every=1, save_every=0, sample_every=0)

@@ -91,6 +91,7 @@ TRAIN_EXTRA: dict[str, list[object]] = {
     "seed": [True, None, 1.0, 2**63],
     "loss": ["mse", None, 1],
     "precision": ["fp16", None, 32],
+    "t_sampling": ["Uniform", None, 1],
 }
 CONFIGS: dict[type[UNetConfig] | type[DiffusionConfig] | type[TrainConfig], dict[str, list[object]]] = {
     UNetConfig: UNET_EXTRA,
@@ -191,7 +192,14 @@ train_configs = st.builds(
     flip=st.booleans(),
     seed=st.integers(0, 2**63 - 1),
     precision=st.sampled_from(["fp32", "bf16"]),
+    t_sampling=st.sampled_from(["uniform", "importance"]),
 )
+
+
+@pytest.mark.parametrize("loss", ["vlb", "hybrid"])
+def test_importance_is_that_of_the_simple_loss(loss: str) -> None:
+    with pytest.raises(InputError, match=f"t_sampling is 'importance'; it must be uniform where the loss is {loss}"):
+        TrainConfig(loss=loss, t_sampling="importance")
 
 
 @given(unet_configs | diffusion_configs | train_configs)
@@ -219,6 +227,7 @@ def test_the_papers_presets_train_as_the_paper_did() -> None:
     cifar10, large = PRESETS["cifar10"], PRESETS["256"]
     paper = TrainConfig(batch_size=128, lr=2e-4, warmup=5000, ema=0.9999, ema_warmup=False, grad_clip=1.0, flip=True)
     assert cifar10.train == paper
+    assert paper.t_sampling == "uniform"
     assert large.train == replace(paper, batch_size=64, lr=2e-5)
     assert (cifar10.dropout, large.dropout) == (0.1, 0.0)
     assert (cifar10.steps, large.steps) == (800_000, 500_000)

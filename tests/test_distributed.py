@@ -216,8 +216,8 @@ def faulty(arguments: list[str]) -> int:
         return run_cli(arguments)
     batch_at = ddpm_cli.train.batch_at
 
-    def broken(images: Any, config: Any, T: int, step: int, *rest: Any, **more: Any) -> HostBatch:
-        batch = batch_at(images, config, T, step, *rest, **more)
+    def broken(images: Any, config: Any, schedule: Any, step: int, *rest: Any, **more: Any) -> HostBatch:
+        batch = batch_at(images, config, schedule, step, *rest, **more)
         if step == FAULT_AT and fault == "nan":
             batch.eps[-1] = float("nan")
         elif step == FAULT_AT and fault == "unreadable":
@@ -351,12 +351,12 @@ def test_torchrun_starts_all_again_when_one_has_died(ddpm_env: dict[str, str], t
         "import ddpm_cli.train as t\n"
         "from ddpm_cli.cli import run\n"
         "real = t.batch_at\n"
-        "def batch_at(images, config, T, step, *rest, **more):\n"
+        "def batch_at(images, config, schedule, step, *rest, **more):\n"
         "    mark = pathlib.Path('died')\n"
         "    if step == 4 and os.environ['RANK'] == '1' and not mark.exists():\n"
         "        mark.touch()\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return real(images, config, T, step, *rest, **more)\n"
+        "    return real(images, config, schedule, step, *rest, **more)\n"
         "t.batch_at = batch_at\n"
         "sys.exit(run(sys.argv[1:]))\n"
     )

@@ -18,6 +18,7 @@ from ddpm_cli.batches import batch_at
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.data import order
 from ddpm_cli.data.order import reading_order
+from ddpm_cli.diffusion.schedule import linear
 
 Shape = tuple[int, int, int, int]
 
@@ -203,7 +204,7 @@ def test_a_step_asks_for_whole_blocks_of_the_files(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "posix_fadvise", recorded)
     config = TrainConfig(batch_size=16, flip=False)
     for step in range(1, 500 // 16):
-        batch_at(images, config, 10, step)
+        batch_at(images, config, linear(10), step)
     wanted = np.zeros(500, int)
     for path, offset, length in advised:
         first = int(Path(path).stem.removeprefix("images-")) * 33 + offset // 10

@@ -64,9 +64,9 @@ def test_on_a_cpu_auto_is_what_shows_something_in_minutes() -> None:
         ("warmup", 0, "train.warmup"),
         ("ema", 0.0, "train.ema"),
         ("flip", False, "train.flip"),
+        ("t_sampling", "uniform", "train.t_sampling"),
         ("seed", 12, "train.seed"),
         ("dropout", 0.0, "unet.dropout"),
-        ("predict", "v", "diffusion.predict"),
         ("variance", "fixed-small", "diffusion.variance"),
         ("schedule", "cosine", "diffusion.schedule"),
         ("timesteps", 10, "diffusion.timesteps"),
@@ -76,6 +76,20 @@ def test_each_option_changes_its_setting_and_no_other(option: str, value: object
     for shape, start in (((100, 32, 32, 3), None), ((9, 8, 16, 3), MODEL)):
         before = settings(planned(shape, start).config)
         assert settings(planned(shape, start, **{option: value}).config) == before | {field: value}
+
+
+def test_t_is_drawn_by_importance_only_where_that_is_for() -> None:
+    assert planned().config.train.t_sampling == "importance"
+    assert planned(preset="cifar10").config.train.t_sampling == "uniform"
+    assert planned(preset="cifar10", t_sampling="importance").config.train.t_sampling == "importance"
+    others: tuple[dict[str, str], ...] = ({"predict": "v"}, {"loss": "vlb"}, {"variance": "learned-range"})
+    for other in others:
+        assert planned(**other).config.train.t_sampling == "uniform"
+        with pytest.raises(ArgumentError, match="--t-sampling importance is for --predict eps and --loss simple"):
+            planned(**other, t_sampling="importance")
+    before = settings(planned(t_sampling="uniform").config)
+    changed = {"diffusion.predict": "v"}
+    assert settings(planned(predict="v").config) == before | changed
 
 
 def test_precision_is_decided_by_the_machine_unless_asked() -> None:

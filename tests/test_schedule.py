@@ -66,6 +66,31 @@ def test_beta_tilde_makes_the_posterior_consistent_with_the_forward_process(sche
     assert (schedule.beta_tilde <= schedule.beta).all()
 
 
+def test_importance_is_a_probability_that_follows_the_signal(schedule: Schedule) -> None:
+    p = schedule.importance
+    assert p.shape == (schedule.T + 1,)
+    assert p[0] == 0
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+    assert (schedule.T * p[1:] >= 0.1).all()  # so that no weight exceeds ten
+    assert (np.diff(p[1:]) <= 0).all()
+    rest = p[1:] - 0.1 / schedule.T
+    np.testing.assert_allclose(rest * np.sqrt(schedule.alpha_bar[1]), rest[0] * np.sqrt(schedule.alpha_bar[1:]))
+
+
+@pytest.mark.parametrize("s2", [0.01, 0.05, 0.2, 1.0])
+@pytest.mark.parametrize("name", ["linear", "cosine", "cosine 4000"])
+def test_importance_makes_gradients_less_noisy(name: str, s2: float) -> None:
+    """The best guess of eps for x_0 ~ N(0, s^2) errs by a s^2 / (a s^2 + 1 - a), as does the gradient's square."""
+    schedule = SCHEDULES[name]
+    a, p, T = schedule.alpha_bar[1:], schedule.importance[1:], schedule.T
+    error = a * s2 / (a * s2 + 1 - a)
+    uniform, least = error.mean(), np.sqrt(error).mean() ** 2
+    ours = (error / (T * p)).mean()  # E_p [w^2 error], where w = 1 / (T p)
+    assert least <= ours < uniform
+    # Of what any p could save, more than half.
+    assert uniform - ours > 0.5 * (uniform - least)
+
+
 def test_snr_inverts_to_alpha_bar(schedule: Schedule) -> None:
     np.testing.assert_allclose(1 / (1 + 1 / schedule.snr[1:]), schedule.alpha_bar[1:], rtol=1e-12)
     assert (np.diff(schedule.snr[1:]) < 0).all()

@@ -32,6 +32,7 @@ from test_checkpoint import differences
 
 CPU = torch.device("cpu")
 T = DIFFUSION.timesteps
+SCHEDULE = from_config(DIFFUSION)
 NETWORK = replace(tiny(), dropout=0.2)
 CONFIG = TrainConfig(batch_size=6, lr=2e-3, warmup=4, ema=0.9, flip=True, seed=3)
 
@@ -64,9 +65,9 @@ def kept(made: Training) -> Snapshot:
 @given(n=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 2**62), step=st.integers(1, 10**6))
 def test_a_batch_is_a_function_of_its_step(n: int, batch: int, seed: int, step: int) -> None:
     data, config = images(n), TrainConfig(batch_size=batch, seed=seed)
-    first = batch_at(data, config, T, step)
-    batch_at(data, config, T, step + 1)  # whatever else is drawn
-    again = batch_at(data, config, T, step)
+    first = batch_at(data, config, SCHEDULE, step)
+    batch_at(data, config, SCHEDULE, step + 1)  # whatever else is drawn
+    again = batch_at(data, config, SCHEDULE, step)
     assert torch.equal(first.images, again.images)
     assert np.array_equal(first.t, again.t)
     assert torch.equal(first.eps, again.eps)
@@ -89,14 +90,16 @@ def numbered(n: int) -> Images:
 def test_each_epoch_shows_every_image_once_without_a_gap(n: int, batch: int, seed: int, epochs: int) -> None:
     data, config = numbered(n), TrainConfig(batch_size=batch, seed=seed)
     steps = -(-epochs * n // batch)
-    shown = [int(i) for step in range(1, steps + 1) for i in batch_at(data, config, T, step).images[:, 0, 0, 0]]
+    shown = [int(i) for step in range(1, steps + 1) for i in batch_at(data, config, SCHEDULE, step).images[:, 0, 0, 0]]
     for epoch in range(epochs):
         assert sorted(shown[epoch * n : (epoch + 1) * n]) == list(range(n)), epoch
 
 
 def test_each_epoch_has_its_own_order() -> None:
     orders = {
-        tuple(batch_at(numbered(50), TrainConfig(batch_size=50, seed=seed), T, epoch).images[:, 0, 0, 0].tolist())
+        tuple(
+            batch_at(numbered(50), TrainConfig(batch_size=50, seed=seed), SCHEDULE, epoch).images[:, 0, 0, 0].tolist()
+        )
         for seed in (0, 1)
         for epoch in (1, 2, 3)
     }
@@ -110,19 +113,19 @@ def test_images_are_mirrored_half_the_time_or_as_they_are(seed: int) -> None:
     originals = data.take(range(7))
     mirrored = 0
     for step in range(1, 201):
-        for image in batch_at(data, config, T, step).images.numpy():
+        for image in batch_at(data, config, SCHEDULE, step).images.numpy():
             plain = [i for i in range(7) if np.array_equal(image, originals[i])]
             flipped = [i for i in range(7) if np.array_equal(image, originals[i, :, ::-1])]
             assert len(plain) + len(flipped) == 1
             mirrored += len(flipped)
     assert abs(mirrored - 700) < 4 * np.sqrt(1400) / 2  # four standard deviations
 
-    unflipped = batch_at(data, replace(config, flip=False), T, 1).images.numpy()
+    unflipped = batch_at(data, replace(config, flip=False), SCHEDULE, 1).images.numpy()
     assert Counter(row.tobytes() for row in unflipped) == Counter(row.tobytes() for row in originals)
 
 
 def test_t_is_uniform_and_noise_is_normal() -> None:
-    batches = [batch_at(images(), replace(CONFIG, batch_size=200), T, step) for step in range(1, 51)]
+    batches = [batch_at(images(), replace(CONFIG, batch_size=200), SCHEDULE, step) for step in range(1, 51)]
     counts = np.bincount(np.concatenate([batch.t for batch in batches]), minlength=T + 1)
     expected = 10_000 / T
     assert counts[0] == 0
@@ -133,13 +136,35 @@ def test_t_is_uniform_and_noise_is_normal() -> None:
     assert len({noise.numpy().tobytes() for noise in eps}) == len(eps)
 
 
+def test_by_importance_t_follows_p_and_weights_undo_it() -> None:
+    config = replace(CONFIG, batch_size=200, t_sampling="importance")
+    batches = [batch_at(images(), config, SCHEDULE, step) for step in range(1, 51)]
+    t = np.concatenate([batch.t for batch in batches])
+    counts, expected = np.bincount(t, minlength=T + 1), 10_000 * SCHEDULE.importance
+    assert counts[0] == 0
+    assert (np.abs(counts - expected) <= 5 * np.sqrt(expected)).all()
+    weights = torch.cat([batch.weights for batch in batches]).numpy()
+    np.testing.assert_allclose(weights, 1 / (T * SCHEDULE.importance[t]), rtol=1e-6)
+    # Their mean is that of the uniform 1, and their mean of t that of 1..T.
+    for values, mean in ((weights, 1), (weights * t, (T + 1) / 2)):
+        assert abs(values.mean() - mean) < 5 * values.std() / 100
+    rows = range(40, 90)
+    part = batch_at(images(), config, SCHEDULE, 7, rows)
+    assert np.array_equal(part.t, batches[6].t[40:90])
+    assert torch.equal(part.weights, batches[6].weights[40:90])
+
+
+def test_uniform_t_weigh_alike() -> None:
+    assert torch.equal(batch_at(images(), CONFIG, SCHEDULE, 3).weights, torch.ones(CONFIG.batch_size))
+
+
 # The step itself, by hand.
 
 
 def loss_by_hand(network: UNet, data: Images, config: TrainConfig, step: int, predict: str) -> torch.Tensor:
     """Eq. 14, or its twin for another prediction, written out."""
-    batch = batch_at(data, config, T, step)
-    alpha_bar = torch.tensor(from_config(DIFFUSION).alpha_bar[batch.t], dtype=torch.float32)[:, None, None, None]
+    batch = batch_at(data, config, SCHEDULE, step)
+    alpha_bar = torch.tensor(SCHEDULE.alpha_bar[batch.t], dtype=torch.float32)[:, None, None, None]
     x_0 = batch.images.permute(0, 3, 1, 2).float() / 127.5 - 1
     x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * batch.eps
     v = alpha_bar.sqrt() * batch.eps - (1 - alpha_bar).sqrt() * x_0
@@ -159,10 +184,26 @@ def test_the_first_loss_by_hand(predict: str) -> None:
     assert report.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_loss_by_importance_is_weighted() -> None:
+    config, network = replace(CONFIG, t_sampling="importance"), random_unet(tiny(), seed=1)
+    made = Training(tiny(), DIFFUSION, config, CPU)
+    made.start_from(network.state_dict())
+    batch = batch_at(images(), config, SCHEDULE, 1)
+    assert len(set(batch.t)) > 1
+    each = []
+    for row in range(config.batch_size):
+        a = float(SCHEDULE.alpha_bar[batch.t[row]])
+        x_0, eps = batch.images[row : row + 1].permute(0, 3, 1, 2).float() / 127.5 - 1, batch.eps[row : row + 1]
+        output = network(a**0.5 * x_0 + (1 - a) ** 0.5 * eps, torch.from_numpy(batch.t[row : row + 1]) - 1)
+        each.append(batch.weights[row].item() * torch.mean((output - eps) ** 2).item())
+    (report,) = advance(made, images(), 1)
+    assert report.loss == pytest.approx(np.mean(each), rel=1e-5)
+
+
 def test_a_new_network_predicts_nothing_so_its_loss_is_that_of_the_noise() -> None:
     made = Training(NETWORK, DIFFUSION, CONFIG, CPU)
     (report,) = advance(made, images(), 1)
-    assert report.loss == pytest.approx(batch_at(images(), CONFIG, T, 1).eps.square().mean().item(), rel=1e-3)
+    assert report.loss == pytest.approx(batch_at(images(), CONFIG, SCHEDULE, 1).eps.square().mean().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -397,7 +438,7 @@ def test_a_step_that_is_not_finite_is_not_taken(spoil: Callable[[Training, float
             assert torch.equal(getattr(after, part)[name].view(torch.int32), tensor.view(torch.int32)), name
     assert [state["step"].item() for state in made.optimizer.state.values()] == adam_steps
     with pytest.raises(DivergedError, match="step 4"):  # for good, and the first such step is named
-        made.advance(batch_at(images(), CONFIG, T, 5))
+        made.advance(batch_at(images(), CONFIG, SCHEDULE, 5))
 
 
 def test_a_learning_rate_far_too_high_ends_in_the_error_and_finite_weights() -> None:

@@ -49,7 +49,7 @@ def test_dry_run_says_what_it_would_do_and_writes_nothing(ddpm: Ddpm, photos: Pa
         "parameters",
         "memory",
         "about",
-        "2,000 steps",
+        "1,000 steps",
         "its cifar10 run would take about",
         "1 skipped",
         "broken.png",

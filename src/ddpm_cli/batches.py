@@ -11,23 +11,25 @@ import torch
 from . import rng
 from .config import TrainConfig
 from .data import Images, read_ahead, reading_order
+from .diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False)
 class HostBatch:
     """One step's inputs, drawn on the host: images uint8 (B, H, W, C), t int64 (B,), eps float32 (B, C, H, W).
 
-    They are the batch's rows from ``first`` on.
+    They are the batch's rows from ``first`` on. ``weights``, float32 (B,), are those of their losses.
     """
 
     first: int
     images: torch.Tensor
     t: npt.NDArray[np.int64]
     eps: torch.Tensor
+    weights: torch.Tensor
 
 
 def batch_at(
-    images: Images, config: TrainConfig, T: int, step: int, rows: range | None = None, *, pin: bool = False
+    images: Images, config: TrainConfig, s: Schedule, step: int, rows: range | None = None, *, pin: bool = False
 ) -> HostBatch:
     """The inputs of optimizer step ``step`` = 1, 2, ...: a pure function of it.
 
@@ -47,9 +49,20 @@ def batch_at(
     if config.flip:
         mirrored = rng.integers(0, 2, size, seed, "flip", step)[mine].astype(bool)
         pixels[mirrored] = pixels[mirrored, :, ::-1]
-    t = rng.integers(1, T + 1, size, seed, "t", step)[mine]
+    t, weights = _times(config, s, step)
     eps = rng.normal_batch((channels, height, width), seed, "eps", [(step, row) for row in rows])
-    tensors = torch.from_numpy(pixels), torch.from_numpy(eps)
+    tensors = [torch.from_numpy(each) for each in (pixels, eps, weights[mine])]
     if pin:
-        tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
-    return HostBatch(rows.start, tensors[0], t, tensors[1])
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return HostBatch(rows.start, tensors[0], t[mine], *tensors[1:])
+
+
+def _times(config: TrainConfig, s: Schedule, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """t of each row of a step's whole batch, and the weight of its loss: 1 where t is uniform, else 1 / (T p(t))."""
+    size = config.batch_size
+    if config.t_sampling == "uniform":
+        return rng.integers(1, s.T + 1, size, config.seed, "t", step), np.ones(size, np.float32)
+    drawn = rng.generator(config.seed, "t", step).random(size)
+    # The sum of p is 1 but for rounding, and drawn is below 1.
+    t = np.minimum(np.searchsorted(np.cumsum(s.importance), drawn, side="right"), s.T)
+    return t, (1 / (s.T * s.importance[t])).astype(np.float32)

@@ -56,6 +56,7 @@ class RunFacts:
                 settings=(
                     ("loss", f"L_{train['loss']}"),
                     ("batch", f"{train['batch_size']:d} images, {flips}"),
+                    ("t", "drawn by importance" if train.get("t_sampling") == "importance" else "uniform"),
                     ("learning rate", f"{train['lr']:g} after {train['warmup']:d} steps of warm-up, Adam"),
                     ("moving average", average),
                     ("gradient clipped at", f"{train['grad_clip']:g}"),

@@ -32,6 +32,7 @@ LEARNED_VARIANCES = ("learned", "learned-range")
 VARIANCES = (*FIXED_VARIANCES, *LEARNED_VARIANCES)
 LOSSES = ("simple", "vlb", "hybrid")
 SCHEDULES = ("linear", "cosine")
+T_SAMPLINGS = ("uniform", "importance")
 
 # Far above every published network, and small enough that nothing a hostile file asks for is ever allocated.
 MAX_CHANNELS = 8192
@@ -263,6 +264,8 @@ class TrainConfig:
         seed: names all randomness of the run.
         loss: what is minimised: ``simple`` (Eq. 14), ``vlb`` (Eq. 5) or ``hybrid`` of both.
         precision: ``fp32`` or ``bf16`` (autocast; the weights stay float32).
+        t_sampling: ``uniform``, as in Algorithm 1, or ``importance``: more often where eps has a large error, with
+            weights that leave L_simple what it is (`Schedule.importance`).
     """
 
     batch_size: int = 128
@@ -275,6 +278,7 @@ class TrainConfig:
     seed: int = 0
     loss: str = "simple"
     precision: str = "fp32"
+    t_sampling: str = "uniform"
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, rule: str) -> None:
@@ -290,6 +294,9 @@ class TrainConfig:
         check("seed", _is_int(self.seed, 0, 2**63 - 1), "a whole number from 0 to 2^63 - 1")
         check("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
         check("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
+        check("t_sampling", self.t_sampling in T_SAMPLINGS, f"one of {', '.join(T_SAMPLINGS)}")
+        simple = self.t_sampling == "uniform" or self.loss == "simple"
+        check("t_sampling", simple, f"uniform where the loss is {self.loss}: importance is that of L_simple")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of optimizer step ``step`` = 1, 2, ...: linear warm-up, then constant."""

@@ -112,6 +112,7 @@ def trial(config: RunConfig, device: torch.device, n: int, *, recompute: bool = 
         images=torch.zeros(n, height, width, config.unet.in_channels, dtype=torch.uint8),
         t=np.full(n, config.diffusion.timesteps),
         eps=torch.zeros(n, config.unet.in_channels, height, width),
+        weights=torch.ones(n),
     )
     seconds = []
     for _ in range(3):

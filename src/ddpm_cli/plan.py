@@ -30,6 +30,7 @@ class TrainOptions:
     ema: float | None = None
     dropout: float | None = None
     flip: bool | None = None
+    t_sampling: str | None = None
     predict: str | None = None
     loss: str | None = None
     variance: str | None = None
@@ -117,6 +118,7 @@ def plan(
         flip=False if options.flip is None and source == BUILTIN_DIGITS else options.flip,
         seed=options.seed,
         loss=loss,
+        t_sampling=_t_sampling(options.t_sampling, preset, diffusion, loss),
         precision=choose_precision(options.precision, device, diffusion.predict),
     )
     config = RunConfig(unet, diffusion, train, digest, shape, start.source if start else None)
@@ -172,6 +174,21 @@ def _loss(asked: str | None, diffusion: DiffusionConfig) -> str:
             f"{diffusion.variance} nothing is left of that: use --loss simple, or --variance learned-range"
         )
     return loss
+
+
+def _t_sampling(asked: str | None, preset: Preset, diffusion: DiffusionConfig, loss: str) -> str:
+    """How t is drawn: as the preset says where that is for what is trained, else uniformly.
+
+    Raises:
+        ArgumentError: importance of a loss that it is not for, as what is predicted of x_0 is hardest at large t.
+    """
+    fits = diffusion.predict == "eps" and loss == "simple"
+    if asked == "importance" and not fits:
+        raise ArgumentError(
+            f"--t-sampling importance is for --predict eps and --loss simple, not for {diffusion.predict} and {loss}, "
+            "whose errors are large at other t; leave it out"
+        )
+    return asked or (preset.train.t_sampling if fits else "uniform")
 
 
 def _fine_tuned(start: StoredModel, size: tuple[int, int], channels: int) -> UNetConfig:

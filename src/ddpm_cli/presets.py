@@ -70,7 +70,7 @@ class Preset:
 
 
 _PAPER = TrainConfig(batch_size=128, lr=2e-4, warmup=5000, ema=0.9999, ema_warmup=False, grad_clip=1.0, flip=True)
-_SMALL = TrainConfig(batch_size=128, lr=1e-3, warmup=100, ema=0.999, grad_clip=1.0, flip=True)
+_SMALL = TrainConfig(batch_size=128, lr=2e-3, warmup=100, ema=0.999, grad_clip=1.0, flip=True, t_sampling="importance")
 
 PRESETS = {
     "tiny": Preset(
@@ -80,8 +80,8 @@ PRESETS = {
         groups=8,
         dropout=0.1,
         variance="fixed-large",
-        train=replace(_SMALL, batch_size=64),
-        steps=2000,
+        train=_SMALL,
+        steps=1000,
     ),
     "small": Preset(
         channels=(64, 128, 128, 256),

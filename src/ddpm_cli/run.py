@@ -155,8 +155,8 @@ def run(
         compiled = None
         if execution.compile and training.step < cadence.steps:
             rows = world.part(config.train.batch_size)
-            T = config.diffusion.timesteps
-            compiled = compile_if_faster(training, batch_at(images, config.train, T, training.step + 1, rows))
+            ready = batch_at(images, config.train, training.diffusion.schedule, training.step + 1, rows)
+            compiled = compile_if_faster(training, ready)
         yield Progress(training.step, advanced=False, compiled=compiled)
         yield from _steps(folder, training, cadence, images, past, stop)
 

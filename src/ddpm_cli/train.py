@@ -261,12 +261,12 @@ class Training:
         for number, part in enumerate(parts, start=1):
             rows = slice(part[0], part[-1] + 1)
             x_0 = to_float(batch.images[rows].to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
-            eps = batch.eps[rows].to(self.device, non_blocking=True)
+            eps, weights = (each[rows].to(self.device, non_blocking=True) for each in (batch.eps, batch.weights))
             masks = draw_masks(self.unet.config, (x_0.shape[2], x_0.shape[3]), seeds[rows], self.device, dtype)
             denoiser = Denoiser(self._network, self._precision, masks)
             with world.talking(), contextlib.nullcontext() if number == len(parts) else self._apart():
                 losses = LOSSES[config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps)
-                loss = losses.sum() / config.batch_size
+                loss = (losses * weights).sum() / config.batch_size
                 # Gradients are averaged over the processes, where their sum is meant.
                 (loss * world.size).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -316,11 +316,11 @@ def train(
     """
     began = last_time = time.monotonic()
     last_step = training.step
-    config, world, T = training.config, training.execution.world, training.diffusion.schedule.T
+    config, world, schedule = training.config, training.execution.world, training.diffusion.schedule
     pin = training.device.type == "cuda"
     rows = world.part(config.batch_size)
     with ThreadPoolExecutor(1, "ddpm-batches") as pool:
-        ahead: Future[HostBatch] = pool.submit(batch_at, images, config, T, training.step + 1, rows, pin=pin)
+        ahead: Future[HostBatch] = pool.submit(batch_at, images, config, schedule, training.step + 1, rows, pin=pin)
         while training.step < steps:
             problem = ahead.exception()
             stopped, failed = world.any(stop(), problem is not None)
@@ -331,7 +331,7 @@ def train(
             if stopped:
                 return
             batch = ahead.result()
-            ahead = pool.submit(batch_at, images, config, T, training.step + 2, rows, pin=pin)
+            ahead = pool.submit(batch_at, images, config, schedule, training.step + 2, rows, pin=pin)
             training.advance(batch)
             if not (training.step == steps or (log_every and training.step % log_every == 0)):
                 yield None

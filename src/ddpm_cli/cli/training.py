@@ -35,6 +35,8 @@ from .images import open_images
 from .models import find_model
 from .options import put_text
 
+T_DRAWN = {"uniform": "uniform", "importance": "by importance"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -135,7 +137,7 @@ class Job:
             ("images", f"{n:,} of {height}x{width}, {COLOURS[channels]}, from {self.images}"),
             ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
             ("training", f"L_{config.train.loss} of {d.predict}, {d.variance}, {d.schedule}, T = {d.timesteps}"),
-            ("", f"batches of {batch}, learning rate {config.train.lr:g}"),
+            ("", f"batches of {batch}, learning rate {config.train.lr:g}, t {T_DRAWN[config.train.t_sampling]}"),
             ("device", f"{device}, {config.train.precision}{_shared(execution, batch)}"),
             ("memory", f"about {size(price.memory)}{_divided(execution)}"),
             (

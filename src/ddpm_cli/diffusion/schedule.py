@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..config import DiffusionConfig
 from ..errors import ArgumentError, InputError
 
+DRAWN_UNIFORMLY = 0.1  # of the steps that are trained by importance, so that no weight exceeds its inverse
 LEAST_ALPHA_BAR = 1e-70  # float32 holds 1 / sqrt(alpha_bar), times what it multiplies
 
 Table = npt.NDArray[np.float64]
@@ -84,6 +85,22 @@ class Schedule:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), (T + 1,); infinite at t = 0."""
         result = np.full_like(self.beta, np.inf)
         result[1:] = self.alpha_bar[1:] / (1 - self.alpha_bar[1:])
+        return result
+
+    @cached_property
+    def importance(self) -> Table:
+        """p(t) in proportion to sqrt(alpha_bar_t), but for a tenth that is uniform: (T + 1,), 0 at t = 0, the sum 1.
+
+        L_simple is a mean over t, and drawing t from another p than the uniform one while each squared error weighs
+        1 / (T p(t)) leaves it, and its gradient, the same mean. The variance of that gradient is least for p(t) in
+        proportion to its root mean square at t, and so about to that of the error. What cannot be known of eps at x_t
+        is at most alpha_bar_t s^2 / (alpha_bar_t s^2 + 1 - alpha_bar_t) of its variance, for data of variance s^2: it
+        vanishes like alpha_bar_t.
+        """
+        signal = np.sqrt(self.alpha_bar)
+        signal[0] = 0  # x_0 is never shown to the network
+        result: Table = (1 - DRAWN_UNIFORMLY) * signal / signal.sum()
+        result[1:] += DRAWN_UNIFORMLY / self.T
         return result
 
     def sigma2(self, variance: str) -> Table:
