@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ddpm_cli.checkpoint import StoredModel
+from ddpm_cli.config import DiffusionConfig
 from ddpm_cli.denoiser import choose_precision
 from ddpm_cli.errors import ArgumentError, InputError
 from ddpm_cli.plan import Plan, TrainOptions, plan
@@ -85,11 +86,21 @@ def test_t_is_drawn_by_importance_only_where_that_is_for() -> None:
     others: tuple[dict[str, str], ...] = ({"predict": "v"}, {"loss": "vlb"}, {"variance": "learned-range"})
     for other in others:
         assert planned(**other).config.train.t_sampling == "uniform"
-        with pytest.raises(ArgumentError, match="--t-sampling importance is for --predict eps and --loss simple"):
+        with pytest.raises(ArgumentError, match="--t-sampling importance is made for the error of eps"):
             planned(**other, t_sampling="importance")
     before = settings(planned(t_sampling="uniform").config)
-    changed = {"diffusion.predict": "v"}
-    assert settings(planned(predict="v").config) == before | changed
+    assert settings(planned(predict="v").config) == before | {"diffusion.predict": "v"}
+
+
+@pytest.mark.parametrize("diffusion", [{"predict": "eps"}, {"predict": "v"}, {"variance": "learned-range"}], ids=str)
+def test_fine_tuning_draws_t_as_the_model_needs_it(diffusion: dict[str, str]) -> None:
+    model = replace(
+        MODEL,
+        diffusion=replace(DiffusionConfig(), **diffusion),
+        unet=replace(MODEL.unet, out_channels=6 if "variance" in diffusion else 3),
+    )
+    expected = "importance" if diffusion == {"predict": "eps"} else "uniform"
+    assert planned((9, 8, 16, 3), model).config.train.t_sampling == expected
 
 
 def test_precision_is_decided_by_the_machine_unless_asked() -> None:

@@ -336,6 +336,20 @@ def test_other_settings_are_named_with_both_values(
     assert contents(tmp_path / "run") == before
 
 
+def test_a_run_from_before_t_was_sampled_in_two_ways_goes_on(tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    old = json.loads(file.read_text())
+    del old["train"]["t_sampling"]
+    file.write_text(json.dumps(old))
+    go(tmp_path / "run", replace(QUIET, steps=13))
+    assert steps_of(tmp_path / "run")[-1] == 13
+    file.write_text(json.dumps(old))
+    other = replace(config_of(images()), train=replace(TRAIN, t_sampling="importance"))
+    with pytest.raises(ArgumentError, match=r'train\.t_sampling was "uniform" and is now "importance"'):
+        go(tmp_path / "run", config=other)
+
+
 def test_a_config_that_is_damaged_is_refused(tmp_path: Path, uninterrupted: Path) -> None:
     shutil.copytree(uninterrupted, tmp_path / "run")
     for text in ("", "{", "[]", '{"train": NaN}'):

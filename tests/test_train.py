@@ -12,17 +12,18 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_cli import rng
+from ddpm_cli import batches, rng
 from ddpm_cli.batches import batch_at
 from ddpm_cli.checkpoint import Snapshot
-from ddpm_cli.config import TrainConfig
+from ddpm_cli.config import T_SAMPLINGS, TrainConfig
 from ddpm_cli.data import Images
-from ddpm_cli.diffusion.schedule import from_config
+from ddpm_cli.diffusion.schedule import from_config, linear
 from ddpm_cli.dropout import draw_masks
 from ddpm_cli.errors import DivergedError
 from ddpm_cli.train import HERE, Execution, StepReport, Training, train
@@ -154,6 +155,21 @@ def test_by_importance_t_follows_p_and_weights_undo_it() -> None:
     assert torch.equal(part.weights, batches[6].weights[40:90])
 
 
+@pytest.mark.parametrize("drawn", [0.0, 0.5, 1 - 2.0**-53])
+@pytest.mark.parametrize("T", [1, 2, 1000, 10_000])
+def test_the_ends_of_the_unit_interval_are_steps(monkeypatch: pytest.MonkeyPatch, T: int, drawn: float) -> None:
+    class Drawing:
+        def random(self, size: int) -> npt.NDArray[np.float64]:
+            return np.full(size, drawn)
+
+    monkeypatch.setattr(batches.rng, "generator", lambda *_: Drawing())
+    t, weights = batches._times(replace(CONFIG, t_sampling="importance"), linear(T), 1)
+    assert (t == {0.0: 1, 1 - 2.0**-53: T}.get(drawn, t[0])).all()
+    assert ((weights > 0) & (weights <= 10)).all()
+    if T == 1:
+        assert (weights == 1).all()
+
+
 def test_uniform_t_weigh_alike() -> None:
     assert torch.equal(batch_at(images(), CONFIG, SCHEDULE, 3).weights, torch.ones(CONFIG.batch_size))
 
@@ -258,9 +274,11 @@ def test_the_average_follows_its_formula_from_the_first_step() -> None:
         torch.testing.assert_close(weight.double(), expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("t_sampling", T_SAMPLINGS)
 @pytest.mark.parametrize("parts", [2, 3, 4, 6])
-def test_a_batch_computed_in_parts_is_the_same_batch(parts: int) -> None:
-    whole, divided = (training(execution=Execution(accumulate=k)) for k in (1, parts))
+def test_a_batch_computed_in_parts_is_the_same_batch(parts: int, t_sampling: str) -> None:
+    config = replace(CONFIG, t_sampling=t_sampling)
+    whole, divided = (training(config, Execution(accumulate=k)) for k in (1, parts))
     reports = [advance(made, images(), 1)[0] for made in (whole, divided)]
     assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-5)
     assert reports[1].grad_norm == pytest.approx(reports[0].grad_norm, rel=1e-4)
@@ -330,7 +348,8 @@ def test_whoever_leaves_early_leaves_no_thread_behind() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_in_parts_equals_a_run_in_one_bit_for_bit(seed: int, precision: str, _: int) -> None:
     draw = random.Random(seed)
-    config = replace(CONFIG, seed=draw.randrange(2**60), precision=precision)
+    sampling = draw.choice(list(T_SAMPLINGS))
+    config = replace(CONFIG, seed=draw.randrange(2**60), precision=precision, t_sampling=sampling)
     execution = Execution(accumulate=draw.randint(1, 3), recompute=draw.random() < 0.5)
     n, steps = draw.randint(1, 20), draw.randint(5, 9)
     whole = training(config, execution)

@@ -50,6 +50,7 @@ def test_dry_run_says_what_it_would_do_and_writes_nothing(ddpm: Ddpm, photos: Pa
         "memory",
         "about",
         "1,000 steps",
+        "t by importance",
         "its cifar10 run would take about",
         "1 skipped",
         "broken.png",

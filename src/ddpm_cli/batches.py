@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,10 +52,12 @@ def batch_at(
         pixels[mirrored] = pixels[mirrored, :, ::-1]
     t, weights = _times(config, s, step)
     eps = rng.normal_batch((channels, height, width), seed, "eps", [(step, row) for row in rows])
-    tensors = [torch.from_numpy(each) for each in (pixels, eps, weights[mine])]
-    if pin:
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return HostBatch(rows.start, tensors[0], t[mine], *tensors[1:])
+
+    def tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+        made = torch.from_numpy(values)
+        return made.pin_memory() if pin else made
+
+    return HostBatch(first=rows.start, images=tensor(pixels), t=t[mine], eps=tensor(eps), weights=tensor(weights[mine]))
 
 
 def _times(config: TrainConfig, s: Schedule, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from .checkpoint import StoredModel, diffusers_samples, read_json
+from .config import T_SAMPLINGS
 from .errors import InputError
 from .files import printable
 from .pixels import COLOURS
@@ -56,7 +57,7 @@ class RunFacts:
                 settings=(
                     ("loss", f"L_{train['loss']}"),
                     ("batch", f"{train['batch_size']:d} images, {flips}"),
-                    ("t", "drawn by importance" if train.get("t_sampling") == "importance" else "uniform"),
+                    ("t", T_SAMPLINGS[train.get("t_sampling", "uniform")]),
                     ("learning rate", f"{train['lr']:g} after {train['warmup']:d} steps of warm-up, Adam"),
                     ("moving average", average),
                     ("gradient clipped at", f"{train['grad_clip']:g}"),

@@ -32,7 +32,7 @@ LEARNED_VARIANCES = ("learned", "learned-range")
 VARIANCES = (*FIXED_VARIANCES, *LEARNED_VARIANCES)
 LOSSES = ("simple", "vlb", "hybrid")
 SCHEDULES = ("linear", "cosine")
-T_SAMPLINGS = ("uniform", "importance")
+T_SAMPLINGS = {"uniform": "uniform", "importance": "by importance"}  # how t is drawn, and that in words
 
 # Far above every published network, and small enough that nothing a hostile file asks for is ever allocated.
 MAX_CHANNELS = 8192
@@ -294,9 +294,9 @@ class TrainConfig:
         check("seed", _is_int(self.seed, 0, 2**63 - 1), "a whole number from 0 to 2^63 - 1")
         check("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
         check("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
-        check("t_sampling", self.t_sampling in T_SAMPLINGS, f"one of {', '.join(T_SAMPLINGS)}")
-        simple = self.t_sampling == "uniform" or self.loss == "simple"
-        check("t_sampling", simple, f"uniform where the loss is {self.loss}: importance is that of L_simple")
+        check("t_sampling", self.t_sampling in tuple(T_SAMPLINGS), f"one of {', '.join(T_SAMPLINGS)}")
+        fits = self.t_sampling == "uniform" or self.loss == "simple"
+        check("t_sampling", fits, f"uniform where the loss is {self.loss}: importance is that of L_simple")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of optimizer step ``step`` = 1, 2, ...: linear warm-up, then constant."""

@@ -180,13 +180,13 @@ def _t_sampling(asked: str | None, preset: Preset, diffusion: DiffusionConfig, l
     """How t is drawn: as the preset says where that is for what is trained, else uniformly.
 
     Raises:
-        ArgumentError: importance of a loss that it is not for, as what is predicted of x_0 is hardest at large t.
+        ArgumentError: importance where something else than the error of eps is minimised.
     """
     fits = diffusion.predict == "eps" and loss == "simple"
     if asked == "importance" and not fits:
         raise ArgumentError(
-            f"--t-sampling importance is for --predict eps and --loss simple, not for {diffusion.predict} and {loss}, "
-            "whose errors are large at other t; leave it out"
+            "--t-sampling importance is made for the error of eps alone: --predict eps and --loss simple. This network "
+            f"predicts {diffusion.predict} and the loss is {loss}; leave it out"
         )
     return asked or (preset.train.t_sampling if fits else "uniform")
 

@@ -42,7 +42,7 @@ def normal_batch(shape: tuple[int, ...], seed: int, purpose: str, indices: list[
     philox = np.random.Philox(key=0)
     drawing, fresh = np.random.Generator(philox), philox.state
     for row, index in zip(noise, indices, strict=True):
-        # As `generator` has it; a new one takes three times as long as the noise of an image of 8x8.
+        # As `generator` has it, whose making takes longer than the noise of a small image.
         fresh["state"]["key"] = np.frombuffer(_digest(seed, purpose, *index), "<u8")
         philox.state = fresh
         drawing.standard_normal(out=row, dtype=np.float32)

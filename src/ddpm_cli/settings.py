@@ -8,6 +8,8 @@ from typing import Any
 from .distributed import World
 from .errors import ArgumentError
 
+ADDED = {"train.t_sampling": "uniform"}  # settings that earlier runs do not name, and what they did
+
 
 def check_same(mine: dict[str, Any], world: World) -> None:
     """Refuse processes that were given different settings or images, or that are different themselves.
@@ -31,7 +33,7 @@ def check_same(mine: dict[str, Any], world: World) -> None:
 
 def differing_settings(there: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Settings that differ but for how a run is computed: the name and both values of each, the network's last."""
-    a, b = _flatten(there), _flatten(now)
+    a, b = ADDED | _flatten(there), _flatten(now)
     names = sorted({*a, *b} - {"version"}, key=lambda name: (name.startswith("unet."), name))
     return [
         (name, _short(a.get(name)), _short(b.get(name)))

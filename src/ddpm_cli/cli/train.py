@@ -61,7 +61,11 @@ To resume, run the same command again.
 @click.option("--flip/--no-flip", default=None, help="Mirror images at random.  [default: flip]")
 @click.option("--predict", type=click.Choice(PREDICTIONS), help="What the network predicts.  [default: eps]")
 @click.option("--loss", type=click.Choice(LOSSES), help="[default: simple; hybrid if the variance is learned]")
-@click.option("--t-sampling", type=click.Choice(T_SAMPLINGS), help="How t is drawn.  [default: by preset]")
+@click.option(
+    "--t-sampling",
+    type=click.Choice(list(T_SAMPLINGS)),
+    help="How t is drawn; importance is for eps and simple.  [default: by preset]",
+)
 @click.option("--variance", type=click.Choice(VARIANCES), help="sigma_t^2.  [default: by preset]")
 @click.option("--schedule", type=click.Choice(["linear", "cosine"]), help="[default: linear]")
 @click.option("--timesteps", type=click.IntRange(1, 10_000), help="T.  [default: 1000]")

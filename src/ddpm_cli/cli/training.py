@@ -18,6 +18,7 @@ import torch
 from .. import __version__
 from ..checkpoint import StoredModel, newest
 from ..compiling import Compiled, keep_compiled
+from ..config import T_SAMPLINGS
 from ..cost import Cost, estimate
 from ..data import Images
 from ..denoiser import choose_device
@@ -34,8 +35,6 @@ from . import SIGNALS
 from .images import open_images
 from .models import find_model
 from .options import put_text
-
-T_DRAWN = {"uniform": "uniform", "importance": "by importance"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Job:
             ("images", f"{n:,} of {height}x{width}, {COLOURS[channels]}, from {self.images}"),
             ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
             ("training", f"L_{config.train.loss} of {d.predict}, {d.variance}, {d.schedule}, T = {d.timesteps}"),
-            ("", f"batches of {batch}, learning rate {config.train.lr:g}, t {T_DRAWN[config.train.t_sampling]}"),
+            ("", f"batches of {batch}, learning rate {config.train.lr:g}, t {T_SAMPLINGS[config.train.t_sampling]}"),
             ("device", f"{device}, {config.train.precision}{_shared(execution, batch)}"),
             ("memory", f"about {size(price.memory)}{_divided(execution)}"),
             (
