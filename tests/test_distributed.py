@@ -37,7 +37,8 @@ FAULT_AT = 4
 def command(*options: str, run: str = "run") -> list[str]:
     """A run of a tiny network, in which everything random plays a part."""
     words = ["train", "builtin:digits", "-o", run, "--preset", "tiny", "--batch-size", "10", "--warmup", "5"]
-    words += ["--dropout", "0.2", "--flip", "--precision", "fp32", "--device", "cpu", "--sample-every", "0"]
+    words += ["--dropout", "0.2", "--flip", "--t-sampling", "importance", "--lr", "1e-3", "--sample-every", "0"]
+    words += ["--precision", "fp32", "--device", "cpu"]
     return [*words, "--log-every", "1", "--steps", str(STEPS), *options]
 
 
