@@ -33,6 +33,7 @@ LAYERS = {
     "dropout": 1,
     "group_norm": 1,
     "attention": 1,
+    "resblock": 1,
     "unet": 1,
     "pixels": 1,
     "rng": 1,
@@ -72,7 +73,8 @@ NEIGHBOURS = {
     "files": {"errors"},
     "sampling": {"errors"},
     "attention": {"group_norm"},
-    "unet": {"attention", "dropout", "group_norm"},
+    "resblock": {"dropout", "group_norm"},
+    "unet": {"attention", "group_norm", "resblock"},
     "hub": {"checkpoint"},
     "plan": {"run"},  # a plan is a run that is not yet one
     "run": {"compiling"},

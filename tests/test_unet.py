@@ -22,8 +22,8 @@ from ddpm_cli.dropout import draw_masks, kept
 from ddpm_cli.errors import InputError
 from ddpm_cli.group_norm import GroupNorm
 from ddpm_cli.presets import PRESETS
+from ddpm_cli.resblock import ResBlock
 from ddpm_cli.unet import (
-    ResBlock,
     UNet,
     build,
     flops,

@@ -294,6 +294,7 @@ class TrainConfig:
         check("seed", _is_int(self.seed, 0, 2**63 - 1), "a whole number from 0 to 2^63 - 1")
         check("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
         check("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
+        # What comes out of a file may not be hashable.
         check("t_sampling", self.t_sampling in tuple(T_SAMPLINGS), f"one of {', '.join(T_SAMPLINGS)}")
         fits = self.t_sampling == "uniform" or self.loss == "simple"
         check("t_sampling", fits, f"uniform where the loss is {self.loss}: importance is that of L_simple")
