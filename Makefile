@@ -25,9 +25,10 @@ demo: $(VENV)/.runtime ## train a tiny model on the bundled digits for a few min
 test: lint types docs-fresh ## what CI runs: lint, types, freshness of the documentation, fast tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
-lint: $(VENV)/.dev ## ruff: rules and format
+lint: $(VENV)/.dev ## ruff: rules and format; import-linter: the order of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.dev ## mypy --strict
 	$(BIN)/mypy
@@ -55,7 +56,7 @@ bench: $(VENV)/.peers ## the benchmarks of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
 clean: ## remove all that make made: .venv, the demo, built documentation, caches
-	rm -rf $(VENV) demo docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 
 # An interpreter that is gone or was replaced (an upgraded system) makes everything below it anew.
 $(BIN)/python:

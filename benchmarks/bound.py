@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from ddpm_cli.config import BUILTIN_DIGITS, DiffusionConfig
+from ddpm_cli.core.allocator import keep_freed_memory
 from ddpm_cli.data import Images, open_images
-from ddpm_cli.denoiser import Denoiser, Precision, choose_device
 from ddpm_cli.diffusion.process import Diffusion
-from ddpm_cli.evaluate import Protocol, Tally, measure
-from ddpm_cli.memory import keep_freed_memory
-from ddpm_cli.model import load
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.unet import UNet
+from ddpm_cli.evaluation.bits_per_dim import PartialBound, Protocol, measure
+from ddpm_cli.models.model import load
+from ddpm_cli.network.denoiser import Denoiser, Precision, choose_device
+from ddpm_cli.network.unet import UNet
+from ddpm_cli.training.presets import PRESETS
 
 from .convolutions import convolutions, random_unet, run_forward
 from .measure import Table, apart, threads
@@ -101,7 +101,7 @@ def _ours(case: Case, precision: Precision, device: torch.device) -> Callable[[]
     denoiser, diffusion, images = Denoiser(case.unet(device), precision), case.diffusion(), case.images()
 
     def run() -> None:
-        tally = Tally(Protocol(len(images), diffusion.schedule.T))
+        tally = PartialBound(Protocol(len(images), diffusion.schedule.T))
         done = 0
         for amount in measure(denoiser, diffusion, images, tally, batch_size=BATCH, device=device):
             done += amount

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli.config import UNetConfig
-from ddpm_cli.denoiser import Precision
-from ddpm_cli.memory import keep_freed_memory
-from ddpm_cli.unet import UNet, build, init_weights
+from ddpm_cli.core.allocator import keep_freed_memory
+from ddpm_cli.network.denoiser import Precision
+from ddpm_cli.network.unet import UNet, build, init_weights
 
 from .measure import wait_for
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddpm_cli.batches import batch_at
+from ddpm_cli.core.allocator import keep_freed_memory
 from ddpm_cli.data import Images
-from ddpm_cli.denoiser import choose_device, choose_precision
-from ddpm_cli.memory import keep_freed_memory
-from ddpm_cli.presets import PRESETS, Preset
-from ddpm_cli.run import Cadence, RunConfig, run
-from ddpm_cli.train import Training
+from ddpm_cli.network.denoiser import choose_device, choose_precision
+from ddpm_cli.training.batch import batch_at
+from ddpm_cli.training.loop import Training
+from ddpm_cli.training.presets import PRESETS, Preset
+from ddpm_cli.training.run import Cadence, RunConfig, run
 
 from .measure import Table, elsewhere
 

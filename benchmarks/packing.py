@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ddpm_cli.core.rng import integers
 from ddpm_cli.data import open_images, reading_order
-from ddpm_cli.rng import integers
 
 from .measure import Table, Times, apart
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_cli.config import UNetConfig
-from ddpm_cli.unet import UNet
+from ddpm_cli.network.unet import UNet
 
 DIFFUSERS_WARMUP = 500  # steps, the example's --lr_warmup_steps
 ALIGNMENT = 8  # of the width that is tried for lucidrains' network

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_cli.rng import integers
+from ddpm_cli.core.rng import integers
 
 from .measure import Table, Times
 

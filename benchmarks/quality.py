@@ -24,10 +24,10 @@ from PIL import Image
 
 import ddpm_cli
 from ddpm_cli.config import BUILTIN_DIGITS, UNetConfig
-from ddpm_cli.denoiser import choose_device, choose_precision
-from ddpm_cli.pixels import encode_png, to_image
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.unet import parameter_count
+from ddpm_cli.core.pixels import encode_png, to_image
+from ddpm_cli.network.denoiser import choose_device, choose_precision
+from ddpm_cli.network.unet import parameter_count
+from ddpm_cli.training.presets import PRESETS
 
 from .convolutions import convolutions, random_unet, run_both_ways
 from .measure import Table, apart

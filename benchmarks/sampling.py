@@ -13,16 +13,17 @@ from functools import partial
 import numpy as np
 import torch
 
-from ddpm_cli import evaluate, generate
 from ddpm_cli.config import BUILTIN_DIGITS
+from ddpm_cli.core.allocator import keep_freed_memory
 from ddpm_cli.data import Images, open_images
-from ddpm_cli.denoiser import Denoiser, Precision, choose_device, choose_precision
 from ddpm_cli.diffusion.process import Diffusion
-from ddpm_cli.memory import keep_freed_memory
-from ddpm_cli.model import Model, builtin_folder, load
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.sampling import Sampling
-from ddpm_cli.unet import UNet
+from ddpm_cli.evaluation import bits_per_dim
+from ddpm_cli.models.model import Model, builtin_folder, load
+from ddpm_cli.network.denoiser import Denoiser, Precision, choose_device, choose_precision
+from ddpm_cli.network.unet import UNet
+from ddpm_cli.sampling import generate
+from ddpm_cli.sampling.settings import Sampling
+from ddpm_cli.training.presets import PRESETS
 
 from .convolutions import convolutions, random_unet, run_forward
 from .measure import Table, Times, apart, threads
@@ -170,7 +171,7 @@ def _rounding(device: torch.device, auto: Precision) -> str:
 
 def _bits_per_dim(model: Model, images: Images) -> float:
     """In the model's own precision."""
-    tally = evaluate.Tally(evaluate.Protocol(len(images), model.diffusion.schedule.T, TERMS))
+    tally = bits_per_dim.Tally(bits_per_dim.Protocol(len(images), model.diffusion.schedule.T, TERMS))
     for _ in model.measure(images, tally, batch_size=N):
         pass
-    return tally.bound(evaluate.prior(model.diffusion, images, len(images))).bits_per_dim
+    return tally.bound(bits_per_dim.prior(model.diffusion, images, len(images))).bits_per_dim

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_cli.pixels import encode_png, to_image
-from ddpm_cli.rng import generator, integers
+from ddpm_cli.core.pixels import encode_png, to_image
+from ddpm_cli.core.rng import generator, integers
 
 from .measure import Table, in_turn
 

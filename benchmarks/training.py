@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 
 from ddpm_cli.config import UNetConfig
+from ddpm_cli.core.allocator import keep_freed_memory
 from ddpm_cli.data import Images
-from ddpm_cli.denoiser import choose_device, choose_precision
-from ddpm_cli.memory import keep_freed_memory
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.train import Training, train
-from ddpm_cli.unet import parameter_count
+from ddpm_cli.network.denoiser import choose_device, choose_precision
+from ddpm_cli.network.unet import parameter_count
+from ddpm_cli.training.loop import Training, train
+from ddpm_cli.training.presets import PRESETS
 
 from .convolutions import convolutions, random_unet, run_both_ways
 from .measure import Table, Times, apart, one_by_one, threads, wait_for

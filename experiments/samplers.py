@@ -22,12 +22,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from judge_digits import frechet, judge
 
-from ddpm_cli import model
 from ddpm_cli.config import BUILTIN_DIGITS
+from ddpm_cli.core.allocator import keep_freed_memory
+from ddpm_cli.core.pixels import encode_png
 from ddpm_cli.data import builtin
-from ddpm_cli.memory import keep_freed_memory
-from ddpm_cli.pixels import encode_png
-from ddpm_cli.sampling import SAMPLERS, SPACINGS
+from ddpm_cli.models import model
+from ddpm_cli.sampling.settings import SAMPLERS, SPACINGS
 from ddpm_cli.ui.plot import Curve, Panel, draw
 
 RESULTS = Path(__file__).with_name("samplers.jsonl")

@@ -25,11 +25,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from judge_digits import frechet, judge
 
-from ddpm_cli import model
 from ddpm_cli.config import BUILTIN_DIGITS, DiffusionConfig, TrainConfig
 from ddpm_cli.data import Images, open_images
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.run import Cadence, RunConfig, run
+from ddpm_cli.models import model
+from ddpm_cli.training.presets import PRESETS
+from ddpm_cli.training.run import Cadence, RunConfig, run
 
 RESULTS = Path(__file__).with_name("table2.jsonl")
 SEEDS = (0, 1, 2)

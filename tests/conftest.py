@@ -6,15 +6,13 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import hypothesis
 import pytest
 
-import ddpm_cli
-from nursery import Nursery
+from helpers.nursery import Nursery
+from helpers.process import Ddpm, Finished, clean_environment
 
 # Read when torch is first imported, here and in every process that a test starts. One thread: the networks of the
 # tests are tiny, results do not depend on the number of cores, and threads that wait for each other on a busy machine
@@ -42,50 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run of the program that has ended."""
-
-    returncode: int
-    stdout: bytes
-    stderr: str
-
-    @property
-    def lines(self) -> list[str]:
-        """The lines of stdout, as text."""
-        return self.stdout.decode().splitlines()
-
-
-class Ddpm(Protocol):
-    """The `ddpm` fixture."""
-
-    def __call__(
-        self,
-        *args: str | Path,
-        stdin: bytes = b"",
-        env: dict[str, str] | None = None,
-        cwd: Path | None = None,
-        timeout: float = 120,
-    ) -> Finished:
-        """Run ``ddpm ARGS``; the environment is `ddpm_env` with ``env`` on top, the current folder ``tmp_path``."""
-
-
-def clean_environment(folder: Path) -> dict[str, str]:
-    """An environment for the program in which neither the user's settings nor a network play a part."""
-    ours = ("DDPM_", "_DDPM_", "HF_", "TORCHINDUCTOR_", "COLUMNS", "LINES", "FORCE_COLOR", "PYTHONWARNINGS")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return env | {
-        "DDPM_CACHE": str(folder / "ddpm-cache"),
-        "HF_HOME": str(folder / "hf-home"),
-        "HF_HUB_OFFLINE": "1",
-        "NO_COLOR": "1",
-        "TERM": "dumb",
-        "COLUMNS": "100",
-        # The same code as in this process, wherever the child runs.
-        "PYTHONPATH": str(Path(ddpm_cli.__file__).parents[1]),
-    }
 
 
 @pytest.fixture
@@ -135,7 +89,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from ddpm_cli.checkpoint import Snapshot, publish
     from ddpm_cli.config import DiffusionConfig, UNetConfig
-    from ddpm_cli.unet import build, init_weights
+    from ddpm_cli.network.unet import build, init_weights
 
     config = UNetConfig(
         sample_size=8,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from ddpm_cli.config import DiffusionConfig, TrainConfig, UNetConfig
 from ddpm_cli.errors import ArgumentError, InputError
-from ddpm_cli.presets import PRESETS, choose_preset, paper_preset
-from models import GOOGLE_256, GOOGLE_CIFAR10
+from ddpm_cli.training.presets import PRESETS, choose_preset, paper_preset
+from helpers.models import GOOGLE_256, GOOGLE_CIFAR10
 
 # What no field of any configuration may be.
 NONSENSE: list[object] = [float("nan"), float("inf"), -float("inf"), -1, 10**400, "8 px", {"a": 1}, [[1]], [None], b"x"]

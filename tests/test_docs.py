@@ -22,11 +22,11 @@ import pytest
 from PIL import Image
 
 import ddpm_cli
-from conftest import Ddpm
 from ddpm_cli import errors
 from ddpm_cli.cli import COMMANDS, group
-from ddpm_cli.presets import PRESETS
-from ddpm_cli.unet import flops, parameter_count
+from ddpm_cli.network.unet import flops, parameter_count
+from ddpm_cli.training.presets import PRESETS
+from helpers.process import Ddpm
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

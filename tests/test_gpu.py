@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 import ddpm_cli
-from conftest import Ddpm
-from ddpm_cli.distributed import ALONE
-from ddpm_cli.fitting import arithmetic, available_memory, fit, trial
-from ddpm_cli.sampling import SAMPLERS
-from nursery import Nursery
-from test_plan import planned
+from ddpm_cli.core.distributed import ALONE
+from ddpm_cli.sampling.settings import SAMPLERS
+from ddpm_cli.training.memory import arithmetic, available_memory, fit, trial
+from helpers.nursery import Nursery
+from helpers.plans import planned
+from helpers.process import Ddpm
 
 pytestmark = pytest.mark.gpu
 

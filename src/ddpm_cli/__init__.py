@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from .diffusion.process import Diffusion
     from .diffusion.schedule import Schedule
     from .errors import DdpmError
-    from .model import Model, load
-    from .sampling import Sampling
-    from .unet import UNet
+    from .models.model import Model, load
+    from .network.unet import UNet
+    from .sampling.settings import Sampling
 
 _HOMES = {
     "DdpmError": "errors",
     "Diffusion": "diffusion.process",
     "DiffusionConfig": "config",
     "Images": "data",
-    "Model": "model",
-    "Sampling": "sampling",
+    "Model": "models.model",
+    "Sampling": "sampling.settings",
     "Schedule": "diffusion.schedule",
     "TrainConfig": "config",
-    "UNet": "unet",
+    "UNet": "network.unet",
     "UNetConfig": "config",
-    "load": "model",
+    "load": "models.model",
     "open_images": "data",
 }
 

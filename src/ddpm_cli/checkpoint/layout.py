@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
+from ..core.files import printable, require_file
 from ..errors import InputError
-from ..files import printable, require_file
-from ..unet import build
+from ..network.unet import build
 from . import pickles, weights
 from .weights import Tensors
 

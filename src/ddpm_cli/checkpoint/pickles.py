@@ -18,8 +18,8 @@ from typing import IO, TypeAlias
 
 import torch
 
+from ..core.files import printable, require_file
 from ..errors import InputError
-from ..files import printable, require_file
 from .weights import FLOAT_DTYPES, Entry, Shapes, Tensors, check, check_finite
 
 Plain: TypeAlias = (
@@ -65,7 +65,7 @@ def read(path: Path) -> Plain:
         zipped = _is_zip(path)
         size = path.stat().st_size
         with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)  # noqa: TID251
     except InputError:
         raise
     except OSError as error:

@@ -17,8 +17,8 @@ from typing import Any
 import filelock
 
 from ..config import DiffusionConfig, UNetConfig
+from ..core.files import disk_errors, printable, require_file, sha256, sync
 from ..errors import ArgumentError, DiskError, InputError, LockedError
-from ..files import disk_errors, printable, require_file, sha256, sync
 from . import weights
 from .layout import DOCUMENTS, WEIGHTS, Provenance, StoredModel, describe, read_json, read_model
 from .weights import Tensors

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..core.files import disk_errors, printable, require_file, sync
 from ..errors import DiskError, InputError
-from ..files import disk_errors, printable, require_file, sync
 
 MAX_HEADER_BYTES = 2**20
 FLOAT_DTYPES = ("F32", "F16", "BF16")

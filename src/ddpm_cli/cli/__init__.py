@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..core.signals import SIGNALS, Interrupted
 from ..errors import DdpmError, DiskError, InputError
 
 COMMANDS = {
@@ -38,8 +39,6 @@ COMMANDS = {
     "convert": "Turn a checkpoint of another project into a model.",
 }
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 _LATER = 0.05  # seconds
 
 EPILOG = """\b
@@ -53,14 +52,6 @@ Examples:
 
 class ReaderLeft(Exception):  # noqa: N818
     """Whoever read our output has gone. Not an `OSError`, which click would end with its own exit code."""
-
-
-class Interrupted(BaseException):
-    """A signal that asks the program to end. No `KeyboardInterrupt`, which click would turn into something else."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 @contextlib.contextmanager
@@ -216,7 +207,7 @@ def _is_of_memory(error: Exception) -> bool:
 
 def _of_the_disk(error: OSError) -> str:
     """What a file or folder refused that nobody expected to refuse, for people; empty for other errors."""
-    from ..files import is_of_the_disk, printable, reason
+    from ..core.files import is_of_the_disk, printable, reason
 
     if not is_of_the_disk(error):
         return ""
@@ -249,7 +240,7 @@ def _trace() -> None:
 
 
 def _say(text: str) -> None:
-    from ..files import printable
+    from ..core.files import printable
 
     with contextlib.suppress(OSError, ValueError):
         print("\n".join(printable(line) for line in text.split("\n")), file=sys.stderr, flush=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.files import printable
 from ..errors import InputError
-from ..files import printable
-from .options import Command, PathType, SizeType, put, verbosity_options
+from ..ui.results import put
+from .options import Command, PathType, SizeType, verbosity_options
 
 if TYPE_CHECKING:
     from ..checkpoint import StoredModel
@@ -80,8 +81,8 @@ def command(source: Path, output: Path, allow_pickle: bool, verbosity: int, **op
 
 def _describe(model: StoredModel) -> str:
     """What it was and what it is, for people."""
+    from ..network.unet import parameter_count
     from ..ui.console import plural
-    from ..unet import parameter_count
 
     unet, diffusion, past = model.unet, model.diffusion, model.provenance
     height, width = unet.size

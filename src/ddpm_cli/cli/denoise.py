@@ -7,16 +7,8 @@ from typing import Any
 
 import click
 
-from .options import (
-    Command,
-    PathType,
-    list_options,
-    picture_options,
-    put_results,
-    resize_option,
-    sampler_options,
-    seed_option,
-)
+from ..ui.results import put_results
+from .options import Command, PathType, list_options, picture_options, resize_option, sampler_options, seed_option
 
 EPILOG = """\b
 Examples:
@@ -53,9 +45,9 @@ def command(
     With --t the image is taken for x_t: a .npy of ddpm noise, which is exact, or a picture, which is not quite. With
     --strength it is clean, and noised first (Eq. 4). IMG may be a folder, a pattern, or - for stdin.
     """
-    from .denoising import Denoise, denoise
-    from .inputs import listed
-    from .making import Making
+    from ..jobs.denoise import Denoise, denoise
+    from ..jobs.inputs import listed
+    from ..jobs.making import Making
 
     options = Denoise(t, strength, variations, resize)
     paths = listed(images, files_from, null, arrays=True)

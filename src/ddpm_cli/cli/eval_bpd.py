@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..ui.results import put_text
 from .options import (
     Command,
     NameType,
@@ -13,7 +14,6 @@ from .options import (
     force_option,
     machine_options,
     model_option,
-    put_text,
     seed_option,
     verbosity_options,
 )
@@ -78,9 +78,9 @@ def command(images: str, as_json: bool, verbosity: int, **options: Any) -> None:
     computed, for an unbiased estimate; its standard error says how good it is. IMAGES are read like those of ddpm
     train. auto precision means fp32 here. Under torchrun the work is shared, with the same result.
     """
-    from .. import distributed
+    from ..core import distributed
+    from ..jobs.eval_bpd import MeasureOptions, measure
     from ..ui.console import open_screen
-    from .measuring import MeasureOptions, measure
 
     screen = open_screen(verbosity)
     result = measure(images, MeasureOptions(**options), screen)

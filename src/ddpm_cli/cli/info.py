@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .options import Command, NameType, put_text, verbosity_options
+from ..ui.results import put_text
+from .options import Command, NameType, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -29,11 +30,11 @@ def command(model: str | None, verify: bool, as_json: bool, verbosity: int) -> N
     of a Hub, or builtin:digits. With --verify, outputs that differ from the published ones end in exit code 3.
     """
     from ..errors import ArgumentError, InputError
-    from ..info import examine
-    from ..model import default_spec
+    from ..jobs.models import find_model
+    from ..models.info import examine
+    from ..models.model import default_spec
     from ..ui.console import aligned, open_screen
     from ..ui.console import as_json as to_json
-    from .models import find_model
 
     screen = open_screen(verbosity)
     info = examine(find_model(default_spec() if model is None else model, screen), outputs=verify)

@@ -7,15 +7,8 @@ from typing import Any
 
 import click
 
-from .options import (
-    Command,
-    PathType,
-    picture_options,
-    put_results,
-    resize_option,
-    seed_option,
-    spacing_options,
-)
+from ..ui.results import put_results
+from .options import Command, PathType, picture_options, resize_option, seed_option, spacing_options
 
 EPILOG = """\b
 Examples:
@@ -48,8 +41,8 @@ def command(
     RePaint (Lugmayr et al. 2022) with a model that was not trained for it: at each step the known pixels are noised
     from the image, and each stretch of the chain is gone down --rounds times, until both parts agree.
     """
-    from .inpainting import Inpaint, inpaint
-    from .making import Making
+    from ..jobs.inpaint import Inpaint, inpaint
+    from ..jobs.making import Making
 
     options = Inpaint(n, rounds, resize)
     put_results(inpaint(image, mask, options, Making.of(common)))

@@ -7,16 +7,8 @@ from typing import Any
 
 import click
 
-from .options import (
-    Command,
-    IntList,
-    PathType,
-    chain_options,
-    picture_options,
-    put_results,
-    resize_option,
-    seed_option,
-)
+from ..ui.results import put_results
+from .options import Command, IntList, PathType, chain_options, picture_options, resize_option, seed_option
 
 EPILOG = """\b
 Examples:
@@ -56,8 +48,8 @@ def command(
     x_t = (1 - lambda) x_t(A) + lambda x_t(B), with one noise for both and for all lambda. The larger t, the more is
     made anew; t = 0 mixes the pixels. Several t make a sheet with a row for each.
     """
-    from .interpolating import Interpolate, interpolate
-    from .making import Making
+    from ..jobs.interpolate import Interpolate, interpolate
+    from ..jobs.making import Making
 
     options = Interpolate(times, lambdas, resize)
     put_results(interpolate(a, b, options, Making.of(common)))

@@ -7,16 +7,8 @@ from typing import Any
 
 import click
 
-from .options import (
-    Command,
-    NameType,
-    PathType,
-    force_option,
-    put,
-    put_text,
-    seed_option,
-    verbosity_options,
-)
+from ..ui.results import put, put_text
+from .options import Command, NameType, PathType, force_option, seed_option, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -52,8 +44,8 @@ def command(samples: str, images: str, output: Path, as_json: bool, verbosity: i
     of them are compared. A model that has memorised makes samples that are nearer to IMAGES than --held-out images are,
     or, without these, than IMAGES are to each other.
     """
+    from ..jobs.neighbors import NeighborOptions, find_neighbors
     from ..ui.console import open_screen
-    from .neighboring import NeighborOptions, find_neighbors
 
     screen = open_screen(verbosity)
     report = find_neighbors(samples, images, NeighborOptions(output=output, **options), screen)

@@ -10,29 +10,18 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from .. import rng
 from ..config import DiffusionConfig
+from ..core import rng
+from ..core.files import check_output, disk_errors, write_file
+from ..core.pixels import Raster, encode_npy, grid, to_float, to_levels
 from ..diffusion.process import q_sample, q_step
 from ..diffusion.schedule import Schedule, from_config
 from ..errors import ArgumentError
-from ..files import check_output, disk_errors, write_file
-from ..pixels import Raster, encode_npy, grid, to_float, to_levels
+from ..jobs.inputs import Input, listed, read, refuse_doubles
 from ..ui.console import Screen, open_screen
 from ..ui.pictures import ANIMATIONS, GIF_ALPHA, check_suffix, encode, encode_animation, loses_alpha
-from .inputs import Input, listed, read, refuse_doubles
-from .options import (
-    STDIO,
-    Command,
-    IntList,
-    PathType,
-    force_option,
-    list_options,
-    put,
-    refuse_terminal,
-    seed_option,
-    verbosity_options,
-    write_stdout,
-)
+from ..ui.results import STDIO, put, refuse_terminal, write_stdout
+from .options import Command, IntList, PathType, force_option, list_options, seed_option, verbosity_options
 
 EPILOG = """\b
 Examples:

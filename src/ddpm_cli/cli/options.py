@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +12,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..errors import ArgumentError
-from ..files import disk_errors
-from ..sampling import SAMPLERS, SPACINGS
+from ..sampling.settings import SAMPLERS, SPACINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHARING = "train", "sample", "eval-bpd"  # commands whose work several processes can share
-STDIO = Path("-")  # stdin where something is read, stdout where it is written
 
 
 class Command(click.Command):
@@ -259,38 +256,3 @@ def verbosity_options(command: F) -> F:
     return click.option(
         "-q", "--quiet", "verbosity", flag_value=-1, type=int, default=0, help="Only errors and results."
     )(command)
-
-
-def write_stdout(data: bytes) -> None:
-    """Bytes to stdout, unless that is a terminal.
-
-    Raises:
-        ArgumentError: stdout is a terminal, which binary data would garble.
-    """
-    refuse_terminal()
-    with disk_errors(Path("stdout")):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-
-def refuse_terminal() -> None:
-    """Refuse ``-o -`` where stdout is a terminal; called before the work."""
-    if sys.stdout.isatty():
-        raise ArgumentError("-o - writes image bytes, which a terminal cannot show; pipe them, or name a file")
-
-
-def put(path: Path) -> None:
-    """A path as a result on stdout."""
-    put_text(str(path).encode("utf-8", "surrogateescape"))
-
-
-def put_results(results: Iterable[Path | bytes]) -> None:
-    """Paths as results on stdout as they come, or the bytes that are meant for it."""
-    for result in results:
-        write_stdout(result) if isinstance(result, bytes) else put(result)
-
-
-def put_text(text: str | bytes) -> None:
-    """Text as a result on stdout, with a line's end."""
-    with disk_errors(Path("stdout")):
-        click.echo(text)

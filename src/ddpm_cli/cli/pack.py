@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from . import Interrupted
-from .options import Command, NameType, PathType, SizeType, force_option, put, put_text, verbosity_options
+from ..core.signals import Interrupted
+from ..ui.results import put, put_text
+from .options import Command, NameType, PathType, SizeType, force_option, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -46,8 +47,8 @@ def command(
     Other commands pack images too, into a cache of the user's. A pack of its own can be copied, or shared by the
     machines of a cluster, and does without the files it was made of.
     """
+    from ..jobs.images import pack_into
     from ..ui import console
-    from .images import pack_into
 
     screen = console.open_screen(verbosity)
     fixed = int(channels) if channels else None

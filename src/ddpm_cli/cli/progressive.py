@@ -6,14 +6,8 @@ from typing import Any
 
 import click
 
-from .options import (
-    Command,
-    IntList,
-    picture_options,
-    put_results,
-    sampler_options,
-    seed_option,
-)
+from ..ui.results import put_results
+from .options import Command, IntList, picture_options, sampler_options, seed_option
 
 EPILOG = """\b
 Examples:
@@ -44,8 +38,8 @@ def command(
     With --share-from, a row is a step t, and its images have x_t in common, which comes first: the smaller t, the more
     they share (Figure 7).
     """
-    from .making import Making
-    from .progressing import Progressive, progressive
+    from ..jobs.making import Making
+    from ..jobs.progressive import Progressive, progressive
 
     options = Progressive(n, times, share_from)
     put_results(progressive(options, Making.of(common)))

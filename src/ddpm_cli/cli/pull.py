@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from .options import Command, PathType, put, verbosity_options
+from ..ui.results import put
+from .options import Command, PathType, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -31,7 +32,7 @@ def command(repo: str, revision: str | None, output: Path | None, allow_pickle: 
     """
     from .. import hub
     from ..checkpoint import check_new, save_model
-    from ..model import read_pulled
+    from ..models.model import read_pulled
     from ..ui.console import open_screen, shown
 
     screen = open_screen(verbosity)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from .options import Command, NameType, PathType, put_text, verbosity_options
+from ..ui.results import put_text
+from .options import Command, NameType, PathType, verbosity_options
 
 EPILOG = """\b
 Examples:
@@ -29,8 +30,8 @@ def command(model: str, repo: str, private: bool, bpd: Path | None, dry_run: boo
     Of a run that is its newest checkpoint without the state of training. Nothing else of the run folder, and no path,
     leaves this machine. HF_TOKEN must hold a token that may write.
     """
+    from ..jobs.push import publish
     from ..ui.console import open_screen
-    from .publishing import publish
 
     screen = open_screen(verbosity)
     put_text(publish(model, repo, screen, private=private, bpd=bpd, dry_run=dry_run))

@@ -7,14 +7,8 @@ from typing import Any
 
 import click
 
-from .options import (
-    Command,
-    GridType,
-    PathType,
-    picture_options,
-    put_results,
-    sampler_options,
-)
+from ..ui.results import put_results
+from .options import Command, GridType, PathType, picture_options, sampler_options
 
 EPILOG = """\b
 Examples:
@@ -61,10 +55,10 @@ def command(
     Image i of a seed does not depend on how many images are made, or, but for the rounding of bf16, on the batch
     size. PNGs carry their settings, and --like makes the same again from them.
     """
-    from ..recipe import Recipe
+    from ..jobs.output import Destination
+    from ..jobs.sample import sample
+    from ..sampling.metadata import Recipe
     from ..ui.console import open_screen
-    from .output import Destination
-    from .sampling import sample
 
     screen = open_screen(verbosity)
     options["rows"], options["columns"] = cells or (None, None)

@@ -96,9 +96,9 @@ def command(
     Images are scaled to cover the size and cropped at the centre. To resume a run, give the same command again;
     Ctrl-C saves and stops. The run folder holds checkpoints, preview pictures and metrics.jsonl.
     """
-    from ..plan import TrainOptions
+    from ..jobs.train import Job
+    from ..training.plan import TrainOptions
     from ..ui.console import open_screen
-    from .training import Job
 
     screen = open_screen(verbosity)
     job = Job(images, output, size, int(channels) if channels else None, start, device, TrainOptions(**options))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..checkpoint import StoredModel, is_model_folder, pickles, read_model, weights
 from ..checkpoint.layout import check_match, weights_file
+from ..core.files import printable, sha256
 from ..errors import ArgumentError, InputError
-from ..files import printable, sha256
 from . import improved_diffusion, lucidrains, pesser, w86763777
 from .format import Content, Options
 

@@ -15,8 +15,8 @@ from ..checkpoint.layout import shapes
 from ..checkpoint.pickles import dtype_name, to_weights
 from ..checkpoint.weights import Entry, Tensors, check
 from ..config import UNetConfig
+from ..core.files import printable
 from ..errors import InputError
-from ..files import printable
 
 FINEST_ATTENTION = 16  # pixels a side: where attention begins in the paper, and in all that followed it
 FLOATS = ("F32", "F16", "BF16", "F64")

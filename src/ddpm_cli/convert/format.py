@@ -11,7 +11,7 @@ from ..checkpoint import Provenance
 from ..checkpoint.pickles import Plain, state_dict
 from ..checkpoint.weights import Tensors
 from ..config import DiffusionConfig, UNetConfig
-from ..files import printable
+from ..core.files import printable
 
 
 @dataclass(frozen=True)

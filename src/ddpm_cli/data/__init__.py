@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..stage import Stage
-from .cache import cache_folder
-from .find import builtin, find_source
-from .images import Images
+from ..core.progress import Stage
 from .order import read_ahead, reading_order
-from .pack import discard_pack, former_pack, pack
-from .source import ACCEPTED, Skip, Source
+from .packs.cache import cache_folder
+from .packs.reader import Images
+from .packs.writer import discard_pack, former_pack, pack
+from .sources.find import builtin, find_source
+from .sources.source import ACCEPTED, Skip, Source
 from .survey import Spread, Survey, auto_channels, auto_size, scan
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..pixels import FORMATS, MAX_PIXELS, MAX_SIDE, Pixels, Raster, decode, to_channels, to_image, upright
-from .find import Item
+from ..core.pixels import FORMATS, MAX_PIXELS, MAX_SIDE, Pixels, Raster, decode, to_channels, to_image, upright
+from .sources.find import Item
 
 ENLARGED = "smaller than the size asked for, so enlarged"
 FLATTENED = "transparency put on white (4 channels keep it)"

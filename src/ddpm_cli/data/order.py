@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from .. import rng
-from .images import Images
+from ..core import rng
+from .packs.reader import Images
 
 Int64 = npt.NDArray[np.int64]
 

@@ -9,14 +9,14 @@ from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from ..core.files import write_file
+from ..core.progress import Stage, finished
 from ..errors import DiskError
-from ..files import write_file
-from ..stage import Stage, finished
-from . import cache
-from .arrays import Array
-from .images import Images
-from .packed import Packed
-from .source import Skip, Source, no_images
+from .packs import cache
+from .packs.reader import Images
+from .sources.arrays import Array
+from .sources.packed import Packed
+from .sources.source import Skip, Source, no_images
 from .workers import Reply, Task, count_workers, run
 
 

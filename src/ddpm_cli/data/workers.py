@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ..core.files import printable
 from ..errors import DdpmError, InputError
-from ..files import printable
-from .find import Opener, opener
 from .fit import fit, look
-from .shards import Shards, ShardWriter
-from .source import Chunk, UnreachableError
+from .packs.shards import Shards, ShardWriter
+from .sources.find import Opener, opener
+from .sources.source import Chunk, UnreachableError
 
 MAX_WORKERS = 32
 # What one process does in a second is not worth the start of others, each of which costs about 0.3 s.

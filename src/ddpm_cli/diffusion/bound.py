@@ -12,17 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .process import (
-    FROM_X_0,
-    Diffusion,
-    Reverse,
-    Times,
-    at,
-    network_times,
-    p_theta,
-    q_sample,
-    reverse,
-)
+from .process import FROM_X_0, Diffusion, Reverse, Times, at, network_times, p_theta, q_sample, reverse
 
 if TYPE_CHECKING:
     from .process import Denoiser

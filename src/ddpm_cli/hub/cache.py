@@ -15,8 +15,8 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 
+from ..core.files import disk_errors, printable, sha256, write_file
 from ..errors import DiskError, InputError
-from ..files import disk_errors, printable, sha256, write_file
 from .client import RepoName
 
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

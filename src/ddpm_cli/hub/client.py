@@ -18,8 +18,8 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import logging
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from ..core.files import disk_errors, is_of_the_disk, printable
 from ..errors import ArgumentError, DdpmError, HubError
-from ..files import disk_errors, is_of_the_disk, printable
 
 REQUEST_SECONDS = 10.0  # without an answer to a question
 SILENT_SECONDS = 60.0  # without a sign of life from a download, or an answer to a commit

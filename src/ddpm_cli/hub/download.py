@@ -10,18 +10,10 @@ from functools import partial
 
 from huggingface_hub import RepoFile, constants
 
-from ..checkpoint import (
-    MAX_JSON_BYTES,
-    NOTES,
-    PICKLED_WEIGHTS,
-    WEIGHTS,
-    largest_weights,
-    weights_file,
-    write_unpickled,
-)
+from ..checkpoint import MAX_JSON_BYTES, NOTES, PICKLED_WEIGHTS, WEIGHTS, largest_weights, weights_file, write_unpickled
+from ..core.files import printable
+from ..core.progress import Stage, finished
 from ..errors import HubError, InputError
-from ..files import printable
-from ..stage import Stage, finished
 from .cache import DIGEST, Pulled, check_content, found, keep, path_of, remember, remove_leftovers
 from .client import REQUEST_SECONDS, RepoName, UnreachableError, api, host, patiently
 from .transfer import RemoteFile, fetch_file

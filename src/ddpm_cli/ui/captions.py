@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..core.files import printable
+from ..core.pixels import MAX_PIXELS, Pixels, Raster, sheet_scale, to_channels, to_image
 from ..errors import ArgumentError
-from ..files import printable
-from ..pixels import MAX_PIXELS, Pixels, Raster, sheet_scale, to_channels, to_image
 from .plot import COLOURS, INK, Font, Pen
 
 TILE = 64  # pixels that the shorter side of an image has at least, so that the text below it has room

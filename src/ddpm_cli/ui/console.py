@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ..files import printable
-from ..stage import Stage
+from ..core.files import printable
+from ..core.progress import Stage
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..pixels import Pixels
+    from ..core.pixels import Pixels
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -122,7 +122,7 @@ def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 def open_screen(verbosity: int) -> Screen:
     """The screen of a command; shows what the library logs as warnings too. Of several processes only rank 0 talks."""
-    from ..distributed import rank  # not at the top: it needs numpy
+    from ..core.distributed import rank  # not at the top: it needs numpy
 
     screen = Screen(verbosity if rank() == 0 else -1)
 

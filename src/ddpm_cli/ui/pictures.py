@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..core.pixels import encode_png, png_text, to_bytes, to_image
 from ..errors import ArgumentError
-from ..pixels import encode_png, png_text, to_bytes, to_image
 
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}
 SHOW_MS, SHORTEST_MS, LONGEST_MS = 3600, 60, 500  # of an animation, about, and of each of its frames

@@ -18,7 +18,7 @@ from rich.progress import Progress, ProgressColumn
 from rich.segment import Segment
 from rich.style import Style
 
-from ..pixels import Pixels, Raster, sheet_scale, to_channels, to_image
+from ..core.pixels import Pixels, Raster, sheet_scale, to_channels, to_image
 
 Item = TypeVar("Item")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files import printable
-from ..pixels import Pixels, grid
+from ..core.files import printable
+from ..core.pixels import Pixels, grid
 from .plot import INK, Font
 
 TEXT = 15  # height of the letters, in pixels of the sheet

@@ -1,0 +1,1 @@
+"""What everything stands on: files, pixels, random numbers, progress, processes. It knows nothing of diffusion."""

@@ -1,0 +1,1 @@
+"""What each command does once its options are known; a job has the name of its door in cli/."""

@@ -1,0 +1,1 @@
+"""Models as users name them: found, opened, described."""

@@ -1,0 +1,1 @@
+"""Training (Algorithm 1): presets, the plan of a run, memory and time, the loop, the run folder."""

@@ -1,0 +1,225 @@
+"""What a training run will be, worked out from the images, the options and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..checkpoint import StoredModel
+from ..config import BUILTIN_DIGITS, DiffusionConfig, TrainConfig, UNetConfig
+from ..errors import ArgumentError, InputError
+from ..network.denoiser import choose_precision
+from .presets import PRESETS, Preset, choose_preset
+from .run import Cadence, RunConfig
+
+FINE_TUNING_LR = 2e-4  # the paper's; higher ones are for small networks that know nothing yet
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of ``ddpm train`` that decide what is trained and for how long; None stands for the default."""
+
+    preset: str = "auto"
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+    lr: float | None = None
+    warmup: int | None = None
+    ema: float | None = None
+    dropout: float | None = None
+    flip: bool | None = None
+    t_sampling: str | None = None
+    predict: str | None = None
+    loss: str | None = None
+    variance: str | None = None
+    schedule: str | None = None
+    timesteps: int | None = None
+    precision: str = "auto"
+    seed: int = 0
+    save_every: int | None = None
+    sample_every: int | None = None
+    log_every: int | None = None
+    keep: int = 3
+    max_time: float | None = None
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to be: the name of the preset that its defaults are from, all its settings, and how often it writes.
+
+    Args:
+        accumulate: parts that each process is to compute its images of a batch in; None for as few as fit.
+        compile: whether to compile the network if that makes it faster.
+    """
+
+    preset: str
+    config: RunConfig
+    cadence: Cadence
+    accumulate: int | None = None
+    compile: bool = False
+
+
+def plan(
+    options: TrainOptions,
+    source: str,
+    shape: tuple[int, int, int, int],
+    digest: str,
+    start: StoredModel | None,
+    device: torch.device,
+) -> Plan:
+    """The run that the options describe for images of ``shape`` (N, H, W, C).
+
+    Args:
+        source: the images, as the user named them: the bundled digits are not mirrored by default.
+        digest: of the packed pixels.
+        start: the model to fine-tune, which then decides the network and the diffusion.
+
+    Raises:
+        ArgumentError: an option has an impossible value.
+        InputError: the images do not go with the network or the model.
+    """
+    size, channels = shape[1:3], shape[3]
+    check(options, start)
+    name = choose_preset(options.preset, size, accelerated=device.type != "cpu")
+    preset = PRESETS[name]
+    if start is None:
+        unet, base = preset.unet(size, channels), preset.diffusion()
+    else:
+        unet, base = _fine_tuned(start, size, channels), start.diffusion
+    unet = _changed(unet, dropout=options.dropout)
+    unet.check_size(size)
+    diffusion = _changed(
+        base,
+        predict=options.predict,
+        variance=options.variance,
+        schedule=options.schedule,
+        timesteps=options.timesteps,
+    )
+    loss = _loss(options.loss, diffusion)
+    if start is None and diffusion.learns_variance:
+        unet = replace(unet, out_channels=2 * unet.in_channels)
+    elif start is not None and diffusion.learns_variance != start.diffusion.learns_variance:
+        raise ArgumentError(
+            f"--variance {diffusion.variance}: the network of {start.source} was made for {start.diffusion.variance}, "
+            f"and has {unet.out_channels} outputs for {unet.in_channels} channels; leave out --variance, or --from"
+        )
+    known = unet.num_train_timesteps if unet.time_embedding_type == "learned" else None
+    if known is not None and known < diffusion.timesteps:
+        raise ArgumentError(f"--timesteps is {diffusion.timesteps}; this model has learned only {known} of them")
+    train = _changed(
+        preset.train if start is None else replace(preset.train, lr=min(preset.train.lr, FINE_TUNING_LR)),
+        batch_size=options.batch_size,
+        lr=options.lr,
+        warmup=options.warmup,
+        ema=options.ema,
+        flip=False if options.flip is None and source == BUILTIN_DIGITS else options.flip,
+        seed=options.seed,
+        loss=loss,
+        t_sampling=_t_sampling(options.t_sampling, preset, diffusion, loss),
+        precision=choose_precision(options.precision, device, diffusion.predict),
+    )
+    config = RunConfig(unet, diffusion, train, digest, shape, start.source if start else None)
+    return Plan(name, config, _cadence(options, preset), _parts(options.accumulate, train), options.compile)
+
+
+def check(options: TrainOptions, start: StoredModel | None) -> None:
+    """Refuse options that make no sense whatever the images are, before anyone looks at them.
+
+    Raises:
+        ArgumentError: an option has an impossible value, or excludes another.
+    """
+    if start is not None and options.preset != "auto":
+        raise ArgumentError("--preset and --from exclude each other: the model decides the network")
+    _changed(UNetConfig(), dropout=options.dropout)
+    _changed(
+        DiffusionConfig(),
+        predict=options.predict,
+        variance=options.variance,
+        schedule=options.schedule,
+        timesteps=options.timesteps,
+    )
+    _changed(
+        TrainConfig(),
+        batch_size=options.batch_size,
+        lr=options.lr,
+        warmup=options.warmup,
+        ema=options.ema,
+    )
+
+
+def _parts(accumulate: int | None, train: TrainConfig) -> int | None:
+    if accumulate is not None and accumulate > train.batch_size:
+        raise ArgumentError(f"--accumulate is {accumulate}; a batch of {train.batch_size} images has no more parts")
+    return accumulate
+
+
+def _loss(asked: str | None, diffusion: DiffusionConfig) -> str:
+    """What to minimise: by default L_simple, which leaves a variance alone, or L_hybrid where that is learned.
+
+    Raises:
+        ArgumentError: it would train nothing for the variance, or nothing but the mean where only that is left.
+    """
+    loss = asked or ("hybrid" if diffusion.learns_variance else "simple")
+    if loss == "simple" and diffusion.learns_variance:
+        raise ArgumentError(
+            f"--loss simple does not depend on the variance, so nothing would be learned of --variance "
+            f"{diffusion.variance}; use --loss hybrid or vlb"
+        )
+    if loss == "hybrid" and not diffusion.learns_variance:
+        raise ArgumentError(
+            f"--loss hybrid is --loss simple and a part that only trains a learned variance; with --variance "
+            f"{diffusion.variance} nothing is left of that: use --loss simple, or --variance learned-range"
+        )
+    return loss
+
+
+def _t_sampling(asked: str | None, preset: Preset, diffusion: DiffusionConfig, loss: str) -> str:
+    """How t is drawn: as the preset says where that is for what is trained, else uniformly.
+
+    Raises:
+        ArgumentError: importance where something else than the error of eps is minimised.
+    """
+    fits = diffusion.predict == "eps" and loss == "simple"
+    if asked == "importance" and not fits:
+        raise ArgumentError(
+            "--t-sampling importance is made for the error of eps alone: --predict eps and --loss simple. This network "
+            f"predicts {diffusion.predict} and the loss is {loss}; leave it out"
+        )
+    return asked or (preset.train.t_sampling if fits else "uniform")
+
+
+def _fine_tuned(start: StoredModel, size: tuple[int, int], channels: int) -> UNetConfig:
+    if start.unet.in_channels != channels:
+        raise InputError(
+            f"the images have {channels} channel(s), the model {start.source} {start.unet.in_channels}; "
+            f"use --channels {start.unet.in_channels}"
+        )
+    height, width = size
+    return replace(start.unet, sample_size=height if height == width else size)
+
+
+def _cadence(options: TrainOptions, preset: Preset) -> Cadence:
+    steps = options.steps or preset.steps
+
+    def default(value: int | None, otherwise: int) -> int:
+        return otherwise if value is None else value
+
+    return Cadence(
+        steps=steps,
+        log_every=default(options.log_every, 10 if steps <= 10_000 else 100),
+        save_every=default(options.save_every, max(100, min(steps // 10, 5000))),
+        sample_every=default(options.sample_every, max(100, min(steps // 10, 5000))),
+        keep=options.keep,
+        max_time=options.max_time,
+    )
+
+
+def _changed(config: Any, **values: Any) -> Any:
+    """The configuration with every value that is not None instead. They are options: a bad one is an ArgumentError."""
+    try:
+        return replace(config, **{name: value for name, value in values.items() if value is not None})
+    except InputError as error:
+        raise ArgumentError(str(error)) from error

@@ -1,0 +1,319 @@
+"""A run folder: what is in it, when it is written, and how the same command goes on with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..checkpoint import Provenance, StoredModel, newest, publish, read_json, read_provenance, read_snapshot, run_lock
+from ..config import DiffusionConfig, TrainConfig, UNetConfig
+from ..core.files import check_space, disk_errors, printable, write_file
+from ..core.pixels import encode_png, grid, grid_shape, sheet_scale, to_image
+from ..data import Images
+from ..diffusion.process import Diffusion
+from ..errors import ArgumentError, DdpmError, DiskError, DivergedError, PeerError
+from ..network.denoiser import Denoiser
+from ..sampling import generate
+from ..sampling.settings import Sampling
+from .batch import batch_at
+from .compiling import Compiled, compile_if_faster
+from .loop import HERE, Execution, StepReport, Training, train
+from .settings import differing_settings, in_words
+
+SCHEMA = 1
+PREVIEWS = 16
+PREVIEW_SAMPLING = Sampling(sampler="ddim")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides the weights of a run; two runs of equal configurations and steps have equal weights.
+
+    Args:
+        digest: of the packed pixels; ``shape`` is theirs, (N, H, W, C).
+        start: the model that training begins from, as the user named it; None for random weights.
+    """
+
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    digest: str
+    shape: tuple[int, int, int, int]
+    start: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return {
+            "schema": SCHEMA,
+            "version": __version__,
+            "unet": self.unet.to_json(),
+            "diffusion": self.diffusion.to_json(),
+            "train": self.train.to_json(),
+            "data": {"digest": self.digest, "shape": list(self.shape)},
+            "from": self.start,
+        }
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How long a run goes on and how often it writes; nothing here decides the weights.
+
+    Args:
+        steps: the step to stop at.
+        log_every: steps between lines of metrics.jsonl; so ``save_every`` and ``sample_every``. 0 is never.
+        keep: how many checkpoints stay.
+        max_time: seconds after which to save and stop; None is never.
+    """
+
+    steps: int
+    log_every: int
+    save_every: int
+    sample_every: int
+    keep: int = 3
+    max_time: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What happened.
+
+    Args:
+        step: where training is.
+        advanced: whether a step was done; not so at the start, and at the end's checkpoint.
+        report: at the steps that are logged.
+        checkpoint: the folder, where one was written; ``preview`` the picture, where one was made.
+        compiled: what compiling the network came to, at the start of a run that was to do that.
+    """
+
+    step: int
+    advanced: bool = True
+    report: StepReport | None = None
+    checkpoint: Path | None = None
+    preview: Path | None = None
+    compiled: Compiled | None = None
+
+
+def run(
+    folder: Path,
+    config: RunConfig,
+    cadence: Cadence,
+    images: Images,
+    device: torch.device,
+    start: StoredModel | None,
+    stop: threading.Event,
+    execution: Execution = HERE,
+) -> Iterator[Progress]:
+    """Train in a run folder, from its newest checkpoint if it has one, and leave a checkpoint of the last step.
+
+    Of several processes each does the same, but for the folder: only rank 0 reads it and writes to it.
+
+    Args:
+        start: the model that a new run starts from; None for random weights.
+        stop: set it, in any of the processes, to save and stop after the step under way.
+
+    Yields:
+        first the step that the run starts from, then each step done.
+
+    Raises:
+        ArgumentError: the folder holds a run with other settings, or something that is no run.
+        InputError: it has checkpoints, and none of them is whole; or images cannot be read.
+        LockedError: another process is training in it.
+        DivergedError: the loss or a gradient is not finite; the last checkpoint is from before.
+        DiskError: something cannot be written; the last checkpoint stays whole.
+        PeerError: another process has failed, or ended.
+    """
+    world = execution.world
+    with contextlib.ExitStack() as lock:
+        with world.together():
+            if world.rank == 0:
+                check_folder(folder, config)
+                lock.enter_context(run_lock(folder))
+                check_folder(folder, config)  # once more: another trainer may have been here in between
+        training = Training(config.unet, config.diffusion, config.train, device, execution)
+        past = Provenance()
+        with world.together():
+            if world.rank == 0:
+                past = _restored(folder, training, start)
+                if training.step < cadence.steps:
+                    # weights, average and two moments: better to know now than after the first hours
+                    need = 4 * sum(parameter.nbytes for parameter in training.parameters)
+                    advice = "make room, or use a folder on another disk with -o"
+                    check_space(folder, need, what="a checkpoint", advice=advice)
+                content = config.to_json() | {"execution": execution.to_json()}
+                write_file(folder / "config.json", (json.dumps(content, indent=2) + "\n").encode())
+                _forget_after(folder / "metrics.jsonl", training.step)
+        training.synchronize()
+        compiled = None
+        if execution.compile and training.step < cadence.steps:
+            rows = world.part(config.train.batch_size)
+            ready = batch_at(images, config.train, training.diffusion.schedule, training.step + 1, rows)
+            compiled = compile_if_faster(training, ready)
+        yield Progress(training.step, advanced=False, compiled=compiled)
+        yield from _steps(folder, training, cadence, images, past, stop)
+
+
+def _restored(folder: Path, training: Training, start: StoredModel | None) -> Provenance:
+    """Put a training where its run folder left off, or at its start; returns what is known of the run's past."""
+    latest = newest(folder)
+    if latest:
+        snapshot = read_snapshot(latest)
+        # config.json may be gone
+        if (snapshot.unet, snapshot.diffusion) != (training.unet.config, training.diffusion_config):
+            raise ArgumentError(f"{printable(latest)} is of another network or diffusion; use another folder with -o")
+        training.restore(snapshot)
+    elif start is not None:
+        training.start_from(start.weights)
+    # Which model that was, exactly: its name may have come to stand for another since.
+    began = read_provenance(latest).start if latest else start.identity if start else None
+    return Provenance(start=began, loss=training.config.loss)
+
+
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Refuse a run folder whose run has other settings, or a folder that holds something else.
+
+    Raises:
+        ArgumentError: names the settings that differ, and both values of each.
+        DiskError: the folder that it would lie in does not exist.
+    """
+    with disk_errors(folder):
+        folder.exists()  # refuses a name that is too long for the disk
+    if not folder.absolute().parent.is_dir():
+        raise DiskError(
+            f"cannot write {printable(folder)}: there is no folder {printable(folder.parent)}; make it first"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"{printable(folder)} is a file; name a folder with -o")
+    if not (folder / "config.json").exists():
+        # A trainer that was killed early leaves a lock, or a config.json that is not yet one.
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        strangers = [name for name in names if not name.startswith((".lock", ".tmp-"))]
+        if strangers not in ([], ["checkpoints"]):
+            raise ArgumentError(
+                f"{printable(folder)} is not empty and holds no run ({printable(sorted(strangers)[0])} is in it); "
+                "name another folder with -o"
+            )
+        return
+    if not any((folder / "checkpoints").glob("step-*")):
+        return  # nothing was kept that others would go on with
+    if differing := differing_settings(read_json(folder / "config.json"), json.loads(json.dumps(config.to_json()))):
+        if all(name.startswith("data.") for name, *_ in differing):
+            raise ArgumentError(
+                f"{printable(folder)} holds a run with other images. Give those, as they were, to go on with it, or "
+                f"start another with -o FOLDER --from {shlex.quote(printable(folder))}"
+            )
+        text = in_words(differing, "{name} was {a} and is now {b}")
+        raise ArgumentError(
+            f"{printable(folder)} holds a run with other settings: {text}. "
+            "Give the same command to go on with it, or another folder with -o"
+        )
+
+
+def data_digest(folder: Path) -> str | None:
+    """The digest of the images that the run in a folder was trained on; None if there is no run with checkpoints."""
+    if not any((folder / "checkpoints").glob("step-*")) or not (folder / "config.json").is_file():
+        return None
+    data = read_json(folder / "config.json").get("data")
+    return str(data["digest"]) if isinstance(data, dict) and "digest" in data else None
+
+
+def _steps(
+    folder: Path, training: Training, cadence: Cadence, images: Images, past: Provenance, stop: threading.Event
+) -> Iterator[Progress]:
+    world = training.execution.world
+    deadline = None if cadence.max_time is None else time.monotonic() + cadence.max_time
+    writes, begun, saved = world.rank == 0, training.step, training.step
+
+    def save() -> Path | None:
+        nonlocal saved
+        saved = training.step
+        return publish(folder, training.snapshot(), keep=cadence.keep, past=past) if writes else None
+
+    def ends() -> bool:
+        late = deadline is not None and time.monotonic() > deadline
+        return stop.is_set() or (late and training.step > begun)  # or a start that takes longer would never get on
+
+    try:
+        for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=ends):
+            step = training.step
+            if writes and report and cadence.log_every:
+                _append(folder / "metrics.jsonl", report)
+            checkpoint = None
+            if _due(step, cadence.save_every):
+                training.check()
+                checkpoint = save()
+            preview = _preview(folder, training) if writes and _due(step, cadence.sample_every) else None
+            yield Progress(step, True, report, checkpoint, preview)
+    except Exception as error:
+        if saved < training.step and _is_whole(training, error):
+            save()
+        raise
+    if saved != training.step or saved == 0:
+        training.check()
+        checkpoint = save()
+        missing = writes and cadence.sample_every and not _due(training.step, cadence.sample_every)
+        preview = _preview(folder, training) if missing and not stop.is_set() else None
+        yield Progress(training.step, False, None, checkpoint, preview)
+
+
+def _is_whole(training: Training, error: Exception) -> bool:
+    """Whether a training can be saved after an error: on a GPU, steps may be under way that went wrong or never end."""
+    if training.device.type == "cpu":
+        return True
+    if not isinstance(error, DdpmError) or (isinstance(error, PeerError) and error.lost):
+        return False
+    try:
+        training.check()
+    except DivergedError:
+        return False
+    return True
+
+
+def _preview(folder: Path, training: Training) -> Path:
+    """A grid of images on fixed seeds, from the moving average."""
+    path = folder / "samples" / f"step-{training.step:08d}.png"
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
+    write_file(path, preview(training.denoiser, training.diffusion, training.unet.config, training.device))
+    return path
+
+
+def preview(denoiser: Denoiser, d: Diffusion, unet: UNetConfig, device: torch.device) -> bytes:
+    """A PNG of a few images of seed 0 on a sheet, by a quick sampler."""
+    height, width = unet.size
+    steps = generate.chain(denoiser, d, PREVIEW_SAMPLING, (unet.in_channels, height, width), range(PREVIEWS), device)
+    rows, columns = grid_shape(PREVIEWS)
+    images = generate.pixels_of(generate.last(steps).x_t)
+    return encode_png(to_image(grid(images, rows, columns, scale=sheet_scale((height, width)))))
+
+
+def _append(metrics: Path, report: StepReport) -> None:
+    with disk_errors(metrics), metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(report)) + "\n")
+
+
+def _forget_after(metrics: Path, step: int) -> None:
+    """Drop the lines of steps that a killed run logged and did not save, and a torn last line."""
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text("utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_file(metrics, "".join(kept).encode())
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
