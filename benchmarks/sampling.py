@@ -171,7 +171,7 @@ def _rounding(device: torch.device, auto: Precision) -> str:
 
 def _bits_per_dim(model: Model, images: Images) -> float:
     """In the model's own precision."""
-    tally = bits_per_dim.Tally(bits_per_dim.Protocol(len(images), model.diffusion.schedule.T, TERMS))
+    tally = bits_per_dim.PartialBound(bits_per_dim.Protocol(len(images), model.diffusion.schedule.T, TERMS))
     for _ in model.measure(images, tally, batch_size=N):
         pass
     return tally.bound(bits_per_dim.prior(model.diffusion, images, len(images))).bits_per_dim

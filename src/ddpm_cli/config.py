@@ -195,7 +195,7 @@ class UNetConfig:
             nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in size)
             raise InputError(
                 f"images of {size[0]}x{size[1]} cannot be halved {self.levels - 1} times, as this network of "
-                f"{self.levels} levels does; use --size {nearest}, or a preset with fewer levels"
+                f"{self.levels} levels does; use `size={nearest}`, or a preset with fewer levels"
             )
 
     @classmethod

@@ -1,6 +1,7 @@
 """The errors a user can meet; each carries the exit code that the command line ends with.
 
-A message says what is wrong, with which value, and what to do about it.
+A message says what is wrong, with which value, and what to do about it. It names fields in backticks, as in "`eta` is
+2; it must be from 0 to 1" or "use `loss=vlb`"; the command line shows them as its options.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_another_size_or_other_channels_than_the_packs_are_refused(
 ) -> None:
     assert ddpm("pack", images, "-o", "packed", "--size", "30").returncode == 0
     with pytest.raises(
-        InputError, match=r"packed is a pack of 30x30 in RGB, not of .* leave --size and --channels out"
+        InputError, match=r"packed is a pack of 30x30 in RGB, not of .* leave `size` and `channels` out"
     ):
         data.open_images(tmp_path / "packed", size, channels)
     options = ["--size", f"{size[0]}x{size[1]}"] if size else []
@@ -82,7 +82,7 @@ def test_another_size_or_other_channels_than_the_packs_are_refused(
     for command in (["train", "packed", "--dry-run"], ["pack", "packed", "-o", "other"]):
         done = ddpm(*command, *options)
         assert done.returncode == 3
-        assert "leave --size and --channels out" in done.stderr
+        assert "leave `size` and `channels` out" in done.stderr
     assert not (tmp_path / "other").exists()
 
 
@@ -184,7 +184,8 @@ def test_a_pack_that_was_killed_goes_on(ddpm: Ddpm, images: Path, tmp_path: Path
     code = f"""
 import os, pathlib, signal
 from ddpm_cli import data
-from ddpm_cli.data import folder, workers
+from ddpm_cli.data import workers
+from ddpm_cli.data.sources import folder
 folder.CHUNK_IMAGES = 8
 source = data.find_source({str(images)!r})
 survey = data.scan(source).result()
@@ -228,7 +229,7 @@ def test_what_a_kill_at_the_very_end_leaves_is_removed_by_the_same_command(
     code = f"""
 import os, pathlib, signal
 from ddpm_cli import data
-from ddpm_cli.data import journal
+from ddpm_cli.data.packs import journal
 journal.Journal.remove = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 source = data.find_source({str(images)!r})
 survey = data.scan(source).result()

@@ -235,7 +235,7 @@ def test_check_output_lets_pass_what_can_be_written(tmp_path: Path) -> None:
 def test_check_output_does_not_overwrite_without_force(tmp_path: Path) -> None:
     path = tmp_path / "old.png"
     path.write_bytes(b"x")
-    with pytest.raises(ArgumentError, match=r"old\.png exists already; .* --force to overwrite it") as caught:
+    with pytest.raises(ArgumentError, match=r"old\.png exists already; .* `force` to overwrite it") as caught:
         check_output(path, force=False)
     assert caught.value.exit_code == 2
 

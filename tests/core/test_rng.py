@@ -56,7 +56,7 @@ def test_neither_reads_nor_moves_the_global_generator() -> None:
 
 
 def test_the_hash_seed_of_the_process_plays_no_part() -> None:
-    code = "from ddpm_cli import rng; print(rng.normal((4,), 3, 'noise', 1).tobytes().hex(), rng.torch_seed(3, 'drop'))"
+    code = "from ddpm_cli.core import rng; print(rng.normal((4,), 3, 'noise', 1).tobytes().hex(), rng.torch_seed(3, 'drop'))"
     expected = f"{rng.normal((4,), 3, 'noise', 1).tobytes().hex()} {rng.torch_seed(3, 'drop')}"
     for hash_seed in ("0", "1", "4294967295"):
         env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(ddpm_cli.__file__).parents[1])}

@@ -175,7 +175,8 @@ def test_a_pack_with_a_damaged_file_is_made_again(folder: Path, cache: Path, fil
 KILLED = """
     import os, signal, sys
     from ddpm_cli import data
-    from ddpm_cli.data import journal, shards, source
+    from ddpm_cli.data.packs import journal, shards
+    from ddpm_cli.data.sources import source
     shards.SHARD_BYTES, source.CHUNK_IMAGES, journal.FLUSH_SECONDS = {shard_bytes}, 8, {flush}
     import ddpm_cli.data.sources.folder, ddpm_cli.data.sources.archives, ddpm_cli.data.sources.arrays
     for module in (ddpm_cli.data.sources.folder, ddpm_cli.data.sources.archives, ddpm_cli.data.sources.arrays):
@@ -516,7 +517,8 @@ def failing(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
         import errno, os, sys
         from pathlib import Path
         from ddpm_cli import data
-        from ddpm_cli.data import folder, journal
+        from ddpm_cli.data.packs import journal
+        from ddpm_cli.data.sources import folder
         from ddpm_cli.errors import DiskError
         folder.CHUNK_IMAGES, journal.FLUSH_CHUNKS = 8, 10
     """
@@ -626,7 +628,8 @@ def test_pixels_are_on_the_disk_before_the_journal_says_so_and_all_files_before_
         import json, os, sys
         from pathlib import Path
         from ddpm_cli import data
-        from ddpm_cli.data import folder, journal, shards
+        from ddpm_cli.data.packs import journal, shards
+        from ddpm_cli.data.sources import folder
         folder.CHUNK_IMAGES, journal.FLUSH_CHUNKS, shards.SHARD_BYTES = 8, 5, 7 * 16 * 12 * 3 + 1
         fsync, replace = os.fsync, Path.replace
         def recorded(handle):

@@ -267,7 +267,7 @@ def test_the_system_sees_the_same_order(tmp_path: Path) -> None:
     if not shutil.which("strace") or subprocess.run([*strace, "true"], capture_output=True, timeout=60).returncode:
         pytest.skip("strace is not here, or may not trace")
     log, run = tmp_path / "log", tmp_path / "run"
-    code = "import sys, test_survival; test_survival.publish_old_and_new(sys.argv[1])"
+    code = "import sys; from training import test_survival; test_survival.publish_old_and_new(sys.argv[1])"
     env = clean_environment(tmp_path) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*strace, "-o", str(log), sys.executable, "-c", code, str(run)]
     subprocess.run(command, check=True, env=env, timeout=120)
@@ -351,7 +351,7 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(tmp_path: Path, 
     mounted = [*unshare, "sh", "-c", 'mount -t tmpfs -o size=32m none "$0" && exec "$@"', str(disk)]
     if not shutil.which("unshare") or subprocess.run([*mounted, "true"], capture_output=True, timeout=60).returncode:
         pytest.skip("no file system can be mounted here")
-    code = "import sys, test_survival; test_survival.on_a_full_disk(*sys.argv[1:])"
+    code = "import sys; from training import test_survival; test_survival.on_a_full_disk(*sys.argv[1:])"
     env = clean_environment(tmp_path / "cache") | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*mounted, sys.executable, "-c", code, str(disk), str(pictures), str(tiny_run)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)

@@ -100,7 +100,7 @@ def check_new(folder: Path) -> None:
     """
     with disk_errors(folder):
         if folder.exists() or folder.is_symlink():
-            raise ArgumentError(f"{printable(folder)} exists already; name another folder with -o")
+            raise ArgumentError(f"{printable(folder)} exists already; name another folder")
         parent = folder.absolute().parent
         if parent.exists() and not parent.is_dir():
             raise DiskError(f"cannot write {printable(folder)}: {printable(folder.parent)} is a file, not a folder")
@@ -219,7 +219,7 @@ def run_lock(run: Path) -> Iterator[None]:
             lock.acquire()
         except filelock.Timeout as error:
             raise LockedError(
-                f"{_owner(owner)} is training in {printable(run)}; wait for it, stop it, or use another folder with -o"
+                f"{_owner(owner)} is training in {printable(run)}; wait for it, stop it, or use another folder"
             ) from error
     try:
         with disk_errors(owner):

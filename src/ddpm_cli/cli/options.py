@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DdpmError
 from ..sampling.settings import SAMPLERS, SPACINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,13 +28,42 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and self.name not in SHARING:
             raise ArgumentError(f"ddpm {self.name} is one process; torchrun can start {', '.join(SHARING)}")
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except DdpmError as error:
+            error.args = (in_options(str(error), self), *error.args[1:])
+            raise
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         self.format_epilog(ctx, formatter)
         self.format_options(ctx, formatter)
+
+
+_FIELD = re.compile(r"`([a-z][a-z_0-9]*)(?:=([^`]*))?`")
+
+
+def in_options(message: str, command: click.Command) -> str:
+    """A message that names fields, as the user of a command knows them: `` `eta` `` is ``--eta``.
+
+    `` `loss=vlb` `` is ``--loss vlb``, and `` `clip=false` `` the option that says so. Other names stay as they are.
+    """
+    known = {parameter.name: parameter for parameter in command.params}
+
+    def named(match: re.Match[str]) -> str:
+        parameter, value = known.get(match[1]), match[2]
+        if parameter is None:
+            return match[0]
+        if isinstance(parameter, click.Argument):
+            name, others = parameter.make_metavar(click.Context(command)), []
+        else:
+            name, others = max(parameter.opts, key=len), parameter.secondary_opts
+        if others and value in ("true", "false"):
+            return others[0] if value == "false" else name
+        return name if value in (None, "true") else f"{name} {value}"
+
+    return _FIELD.sub(named, message)
 
 
 class PathType(click.Path):

@@ -130,7 +130,7 @@ def size_of(where: str, measures: Measures, size: tuple[int, int] | None) -> tup
     if size is not None:
         return size
     if not measures.attending:
-        raise InputError(f"{where} does not say the size of its images; give it with --size")
+        raise InputError(f"{where} does not say the size of its images; give it with `size`")
     side = FINEST_ATTENTION * 2 ** measures.attending[0]
     return side, side
 

@@ -150,21 +150,21 @@ def _head_channels(where: str, measures: Measures, options: Options) -> int | No
     widths = {width for way in ways for width, attends in zip(measures.widths, way, strict=True) if attends}
     widths |= {*measures.widths[-1:]}  # of the middle
     if options.head_channels is not None and options.heads is not None:
-        raise ArgumentError("--heads and --head-channels were both given; a network was trained with one of them")
+        raise ArgumentError("`heads` and `head_channels` were both given; a network was trained with one of them")
     if options.head_channels is not None:
         if bad := [width for width in widths if width % options.head_channels]:
-            raise ArgumentError(f"--head-channels {options.head_channels} does not divide {bad[0]} channels")
+            raise ArgumentError(f"`head_channels` is {options.head_channels}, which does not divide {bad[0]} channels")
         return options.head_channels
     heads = HEADS if options.heads is None else options.heads
     if heads == 1:
         return None
     if bad := [width for width in widths if width % heads]:
-        raise ArgumentError(f"{heads} heads do not divide {bad[0]} channels; give the right number with --heads")
+        raise ArgumentError(f"{heads} heads do not divide {bad[0]} channels; give the right number with `heads`")
     if len(widths) > 1:
         listed = ", ".join(str(width // heads) for width in sorted(widths))
         raise InputError(
             f"{where}: its network cannot be expressed as diffusers' UNet2DModel: {heads} heads are {listed} channels "
-            "wide, and all must be of one width. If it was trained with other heads, give --heads or --head-channels"
+            "wide, and all must be of one width. If it was trained with other heads, give `heads` or `head_channels`"
         )
     return widths.pop() // heads
 

@@ -49,7 +49,7 @@ def _convert(content: Content, options: Options) -> Converted:
     size = options.size
     if size is None:
         if len(measures.attending) != 1:
-            raise InputError(f"{where} does not say the size of its images; give it with --size")
+            raise InputError(f"{where} does not say the size of its images; give it with `size`")
         size = (16 * 2 ** measures.attending[0],) * 2  # the paper's networks attend at 16x16, and only there
     unet = network(
         measures,

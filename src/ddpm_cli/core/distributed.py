@@ -190,7 +190,7 @@ def local_device(name: str) -> str:
     import torch
 
     if name.startswith("cuda:") and processes_here() > 1:
-        raise ArgumentError(f"--device {name}: each of several processes needs a GPU of its own; use --device cuda")
+        raise ArgumentError(f"`device` is {name}: each of several processes needs a GPU of its own; use cuda")
     if name in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         return f"cuda:{_number('LOCAL_RANK', 0)}"
     return name
@@ -227,7 +227,7 @@ def joined(device: str) -> Iterator[World]:
 
     on_gpu = device.startswith("cuda")
     if device == "mps":
-        raise ArgumentError("--device mps: processes cannot share work on Apple's GPUs; use --device cpu, or only one")
+        raise ArgumentError("`device` is mps: processes cannot share work on Apple's GPUs; use cpu, or one process")
     world = World(rank(), size, _number("LOCAL_RANK", 0))
     if on_gpu:
         torch.cuda.set_device(device)

@@ -64,7 +64,7 @@ def check_output(path: Path, *, force: bool) -> None:
         if path.exists() and not path.is_file():
             raise ArgumentError(f"{name} is a device or a pipe, not a file; name a file")
         if path.exists() and not force:
-            raise ArgumentError(f"{name} exists already; give another name, or --force to overwrite it")
+            raise ArgumentError(f"{name} exists already; give another name, or use `force` to overwrite it")
         if not folder.is_dir():
             raise DiskError(f"cannot write {name}: there is no folder {printable(folder)}; make it first")
         if not os.access(folder, os.W_OK):

@@ -62,7 +62,7 @@ def spaced_steps(s: Schedule, count: int, spacing: str = "uniform") -> list[int]
         ArgumentError: count is not in 1..T.
     """
     if not 1 <= count <= s.T:
-        raise ArgumentError(f"--steps is {count}; this model has steps 1 to {s.T}")
+        raise ArgumentError(f"`steps` is {count}; this model has steps 1 to {s.T}")
     steps = np.rint(SPACINGS[spacing](s, count)).astype(np.int64)
     places = np.arange(count)
     # At least one apart from below, then from above, where there is room for all.

@@ -86,7 +86,7 @@ def require(spec: str, revision: str | None = None) -> RepoName:
     if revision is None:
         return name
     if name.revision is not None:
-        raise ArgumentError(f"{name} names a revision already; leave out --revision {printable(revision)[:100]}")
+        raise ArgumentError(f"{name} names a revision already; leave out `revision` ({printable(revision)[:100]})")
     if not _REVISION.fullmatch(revision):
         raise ArgumentError(f"'{printable(revision)[:100]}' is no revision; give a branch, a tag or a commit")
     return replace(name, revision=revision)

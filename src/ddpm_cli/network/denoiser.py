@@ -56,13 +56,13 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if not torch.cuda.is_available() or (device.index or 0) >= count:
             found = f"CUDA devices here: {count}" if torch.cuda.is_available() else "PyTorch finds no CUDA device"
-            raise ArgumentError(f"--device {name}: {found}; use --device cpu, or auto")
+            raise ArgumentError(f"`device` is {name}: {found}; use cpu, or auto")
         # fp32 means float32: by default cuDNN rounds what convolutions multiply to 10 bits (TF32).
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise ArgumentError("--device mps: PyTorch finds no Metal device; use --device cpu, or auto")
+        raise ArgumentError("`device` is mps: PyTorch finds no Metal device; use cpu, or auto")
     elif device.type not in ("cpu", "mps"):
-        raise ArgumentError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N, mps")
+        raise ArgumentError(f"`device` is {name!r}; it must be auto, cpu, cuda, cuda:N or mps")
     return device
 
 
@@ -80,7 +80,7 @@ def choose_precision(name: str, device: torch.device, predict: str = "eps") -> P
     if device.type == "cuda":
         in_hardware = torch.cuda.get_device_capability(device) >= (8, 0)
         if name == "bf16" and not in_hardware:
-            raise ArgumentError("--precision bf16: this GPU has no bfloat16 arithmetic; use --precision fp32")
+            raise ArgumentError("`precision` is bf16: this GPU has no bfloat16 arithmetic; use fp32")
     else:
         has = torch.cpu.get_capabilities()
         in_hardware = device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))

@@ -83,7 +83,7 @@ def visited(sampling: Sampling, d: Diffusion, start: int | None = None) -> list[
     """
     T = d.schedule.T
     if start is not None and not 1 <= start <= T:
-        raise ArgumentError(f"--t is {start}; this model has steps 1 to {T}")
+        raise ArgumentError(f"`t` is {start}; this model has steps 1 to {T}")
     if sampling.timesteps is None:
         default = min(sampling.traits.steps or T, T)
         count = default if sampling.steps is None else sampling.steps
@@ -95,21 +95,21 @@ def visited(sampling: Sampling, d: Diffusion, start: int | None = None) -> list[
     if sampling.traits.ancestral and d.variance == "learned" and steps[-1] != len(steps):
         raise ArgumentError(
             f"this model has learned the variances of its {T} single steps, of which {len(steps)} are asked for; use "
-            f"--steps {T}, or --sampler ddim"
+            f"`steps={T}`, or `sampler=ddim`"
         )
     return steps
 
 
 def _ascending(timesteps: tuple[int, ...], T: int) -> list[int]:
     if not timesteps:
-        raise ArgumentError("--timesteps is empty; name at least one")
+        raise ArgumentError("`timesteps` is empty; name at least one")
     for t, following in zip(timesteps, (*timesteps[1:], 0), strict=True):
         if not 1 <= t <= T:
-            raise ArgumentError(f"--timesteps has {t}; this model has steps 1 to {T}")
+            raise ArgumentError(f"`timesteps` has {t}; this model has steps 1 to {T}")
         if t == following:
-            raise ArgumentError(f"--timesteps has {t} twice")
+            raise ArgumentError(f"`timesteps` has {t} twice")
         if t < following:
-            raise ArgumentError(f"--timesteps has {t} before {following}; the chain goes down, so must they")
+            raise ArgumentError(f"`timesteps` has {t} before {following}; the chain goes down, so must they")
     return list(timesteps[::-1])
 
 

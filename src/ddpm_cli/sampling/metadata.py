@@ -64,7 +64,7 @@ class Recipe(Sampling):
         if self.rows is None or self.columns is None:
             return grid_shape(self.n)
         if self.rows * self.columns < self.n:
-            raise ArgumentError(f"--grid {self.rows}x{self.columns} has no room for {self.n} images (-n)")
+            raise ArgumentError(f"`grid` is {self.rows}x{self.columns}, which has no room for {self.n} images (`n`)")
         return self.rows, self.columns
 
     def alone(self, index: int) -> Recipe:

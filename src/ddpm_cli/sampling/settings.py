@@ -64,23 +64,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
-            raise ArgumentError(f"--sampler is {self.sampler!r}; it must be one of {', '.join(SAMPLERS)}")
+            raise ArgumentError(f"`sampler` is {self.sampler!r}; it must be one of {', '.join(SAMPLERS)}")
         for name in ("eta", "corrector_steps", "snr"):
             if getattr(self, name) is not None and name not in self.traits.settings:
                 owner = next(other for other, sampler in SAMPLERS.items() if name in sampler.settings)
-                raise ArgumentError(
-                    f"{_option(name)} belongs to --sampler {owner}, and this is --sampler {self.sampler}"
-                )
+                raise ArgumentError(f"`{name}` belongs to `sampler={owner}`, and this is `sampler={self.sampler}`")
         if self.spacing is not None and self.spacing not in SPACINGS:
-            raise ArgumentError(f"--spacing is {self.spacing!r}; it must be one of {', '.join(SPACINGS)}")
+            raise ArgumentError(f"`spacing` is {self.spacing!r}; it must be one of {', '.join(SPACINGS)}")
         if self.eta is not None and not 0 <= self.eta <= 1:
-            raise ArgumentError(f"--eta is {self.eta}; it must be from 0 to 1")
+            raise ArgumentError(f"`eta` is {self.eta}; it must be from 0 to 1")
         if self.corrector_steps is not None and self.corrector_steps < 1:
-            raise ArgumentError(f"--corrector-steps is {self.corrector_steps}; it must be at least 1")
+            raise ArgumentError(f"`corrector_steps` is {self.corrector_steps}; it must be at least 1")
         if self.snr is not None and not 0 < self.snr <= 1:
-            raise ArgumentError(f"--snr is {self.snr}; it must be above 0, up to 1")
+            raise ArgumentError(f"`snr` is {self.snr}; it must be above 0, up to 1")
         if self.timesteps is not None and (self.steps is not None or self.spacing is not None):
-            raise ArgumentError("--timesteps names the steps; leave out --steps and --spacing")
+            raise ArgumentError("`timesteps` names the steps; leave out `steps` and `spacing`")
 
     @property
     def traits(self) -> Sampler:
@@ -97,7 +95,3 @@ class Sampling:
         """The sampler's own settings by name."""
         own = {name: getattr(self, name) for name in self.traits.settings}
         return self.traits.settings | {name: value for name, value in own.items() if value is not None}
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -64,8 +64,8 @@ class Layout:
         layout = cls(rows, columns, size, scale or sheet_scale(size, TILE), titles)
         if layout.width * layout.height > MAX_PIXELS:
             raise ArgumentError(
-                f"the sheet would be {layout.height}x{layout.width}, which few programs can show; use a smaller -n, "
-                "-k or --scale"
+                f"the sheet would be {layout.height}x{layout.width}, which few programs can show; use a smaller `n`, "
+                "`k` or `scale`"
             )
         return layout
 

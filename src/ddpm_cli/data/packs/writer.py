@@ -65,7 +65,7 @@ def pack(
     if not all(1 <= side <= MAX_SIDE for side in size):
         raise ArgumentError(f"the size is {size[0]}x{size[1]}; each side must be from 1 to {MAX_SIDE}")
     if channels not in (1, 3, 4):
-        raise ArgumentError(f"--channels is {channels}; it must be 1 (grey), 3 (RGB) or 4 (RGBA)")
+        raise ArgumentError(f"`channels` is {channels}; it must be 1 (grey), 3 (RGB) or 4 (RGBA)")
     label = f"packing {source.label}"
     if isinstance(source, Packed):
         _check_same(source, size, channels)
@@ -123,7 +123,7 @@ def _check_same(source: Packed, size: tuple[int, int], channels: int) -> None:
     if (height, width, has) != (*size, channels):
         raise InputError(
             f"{source.label} is a pack of {height}x{width} in {COLOURS[has]}, not of {size[0]}x{size[1]} in "
-            f"{COLOURS[channels]}; leave --size and --channels out, or pack the images again with these"
+            f"{COLOURS[channels]}; leave `size` and `channels` out, or pack the images again with these"
         )
 
 
@@ -141,10 +141,10 @@ def _check_free(folder: Path, made_from: str) -> None:
         if begun_from(folder) in (made_from, None):  # a torn first line, behind which nothing is
             return
         raise ArgumentError(
-            f"{name} holds the begun pack of other images; name another folder, or --force to remove it"
+            f"{name} holds the begun pack of other images; name another folder, or use `force` to remove it"
         )
     if is_pack(folder):
-        raise ArgumentError(f"{name} holds a pack already; name another folder, or --force to overwrite it")
+        raise ArgumentError(f"{name} holds a pack already; name another folder, or use `force` to overwrite it")
     raise ArgumentError(f"{name} holds other files than those of a pack; name a new folder")
 
 
