@@ -30,7 +30,7 @@ from helpers.process import Ddpm
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\{?[\w-]*\}?)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 OPERATORS = "|&;<>()"
@@ -38,9 +38,6 @@ OPERATORS = "|&;<>()"
 
 def page_id(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
-
-
-each_page = pytest.mark.parametrize("page", PAGES, ids=page_id)
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -99,19 +96,19 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_a_page_with_its_real_help(command: str) -> None:
-    text = command_page(command).read_text("utf-8")
-    inserted = re.search(rf'insert_help\("{command}"\)\n\]\]\] -->\n(.*?)<!-- \[\[\[end\]\]\] -->', text, re.DOTALL)
-    assert inserted is not None
-    help_text = load_tool("insert_help").help_text(command)
-    assert inserted[1] == f"```console\n$ ddpm {command} --help\n{help_text}\n```\n", "run 'make help-docs'"
+def test_every_command_has_a_page_with_its_real_help() -> None:
+    for command in COMMANDS:
+        text = command_page(command).read_text("utf-8")
+        inserted = re.search(rf'insert_help\("{command}"\)\n\]\]\] -->\n(.*?)<!-- \[\[\[end\]\]\] -->', text, re.DOTALL)
+        assert inserted is not None
+        help_text = load_tool("insert_help").help_text(command)
+        assert inserted[1] == f"```console\n$ ddpm {command} --help\n{help_text}\n```\n", "run 'make help-docs'"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_is_named_in_the_page_of_its_command(command: str) -> None:
-    words = set(re.findall(r"(?<![\w-])--?[a-zA-Z0-9][\w-]*", command_page(command).read_text("utf-8")))
-    assert option_names(command) - words == set()
+def test_every_option_is_named_in_the_page_of_its_command() -> None:
+    for command in COMMANDS:
+        words = set(re.findall(r"(?<![\w-])--?[a-zA-Z0-9][\w-]*", command_page(command).read_text("utf-8")))
+        assert option_names(command) - words == set()
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
@@ -119,13 +116,13 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")} - listed == {"index"}
 
 
-@each_page
-def test_options_named_in_prose_exist(page: Path) -> None:
-    ours = set().union(*(option_names(command) for command in COMMANDS)) | {"--version", "--...-every"}
-    # Those of other programs are used in an example on the same page, or in a file for clusters.
-    files = [path.read_text("utf-8") for path in (DOCS / "clusters").iterdir() if path.suffix != ".md"]
-    theirs = set(OPTION.findall("\n".join([*blocks(page, "console", "dockerfile"), *files])))
-    assert set(OPTION.findall(prose(page))) - ours - theirs == set()
+def test_options_named_in_prose_exist() -> None:
+    for page in PAGES:
+        ours = set().union(*(option_names(command) for command in COMMANDS)) | {"--version", "--...-every"}
+        # Those of other programs are used in an example on the same page, or in a file for clusters.
+        files = [path.read_text("utf-8") for path in (DOCS / "clusters").iterdir() if path.suffix != ".md"]
+        theirs = set(OPTION.findall("\n".join([*blocks(page, "console", "dockerfile"), *files])))
+        assert set(OPTION.findall(prose(page))) - ours - theirs == set()
 
 
 def test_the_table_of_presets_is_that_of_the_program() -> None:
@@ -191,15 +188,15 @@ def parse(words: list[str]) -> None:
         command.make_context(name, rest, parent=context)
 
 
-@each_page
-def test_shell_examples_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_examples_parse(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in [name for name in os.environ if name.startswith("DDPM_")]:
         monkeypatch.delenv(variable)
-    for words in shell_examples(page):
-        try:
-            parse(words)
-        except click.ClickException as error:
-            pytest.fail(f"ddpm {shlex.join(words)}: {error.format_message()}")
+    for page in PAGES:
+        for words in shell_examples(page):
+            try:
+                parse(words)
+            except click.ClickException as error:
+                pytest.fail(f"{page_id(page)}: ddpm {shlex.join(words)}: {error.format_message()}")
 
 
 def test_there_are_shell_examples_and_the_parser_tells_good_from_bad() -> None:
@@ -214,15 +211,15 @@ def test_there_are_shell_examples_and_the_parser_tells_good_from_bad() -> None:
             parse(words)
 
 
-@each_page
-def test_calls_in_prose_name_commands_and_options_that_exist(page: Path) -> None:
-    for call in re.findall(r"`ddpm ([^`]+)`", prose(page)):
-        words = call.replace("\\|", "|").split(" | ")[0].split()
-        if words[0].startswith("-"):
-            continue
-        assert words[0] in COMMANDS, call
-        used = {word for word in words[1:] if re.match(r"--?[a-zA-Z]", word)}
-        assert used - option_names(words[0]) == set(), call
+def test_calls_in_prose_name_commands_and_options_that_exist() -> None:
+    for page in PAGES:
+        for call in re.findall(r"`ddpm ([^`]+)`", prose(page)):
+            words = call.replace("\\|", "|").split(" | ")[0].split()
+            if words[0].startswith("-"):
+                continue
+            assert words[0] in COMMANDS, call
+            used = {word for word in words[1:] if re.match(r"--?[a-zA-Z]", word)}
+            assert used - option_names(words[0]) == set(), call
 
 
 # Python.
@@ -263,11 +260,11 @@ def resolve(name: str) -> object:
     return found
 
 
-@each_page
-def test_names_that_the_text_links_to_exist(page: Path) -> None:
-    for role, name in re.findall(r"\{py:(\w+)\}`~?([\w.]+)`", prose(page)):
-        found = resolve(name)
-        assert role == "attr" or callable(found) or isinstance(found, ModuleType), name
+def test_names_that_the_text_links_to_exist() -> None:
+    for page in PAGES:
+        for role, name in re.findall(r"\{py:(\w+)\}`~?([\w.]+)`", prose(page)):
+            found = resolve(name)
+            assert role == "attr" or callable(found) or isinstance(found, ModuleType), name
 
 
 def test_the_theory_has_every_equation_and_algorithm_with_its_functions() -> None:
@@ -331,14 +328,14 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
     assert [int(code) for code, _ in rows] == [*range(9)]
 
 
-@pytest.mark.parametrize("code", [0, 2, 3, 7])
-def test_the_example_of_an_exit_code_ends_with_it(ddpm: Ddpm, tmp_path: Path, code: int) -> None:
+def test_the_example_of_an_exit_code_ends_with_it(ddpm: Ddpm, tmp_path: Path) -> None:
     text = (DOCS / "exit-codes.md").read_text("utf-8")
-    example = re.search(rf"^\| {code} \|.*\| `ddpm ([^`]+)` \|$", text, re.MULTILINE)
-    assert example is not None
     Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
     (tmp_path / "notes.txt").write_text("no image")
-    assert ddpm(*example[1].split()).returncode == code
+    for code in (0, 2, 3, 7):
+        example = re.search(rf"^\| {code} \|.*\| `ddpm ([^`]+)` \|$", text, re.MULTILINE)
+        assert example is not None
+        assert ddpm(*example[1].split()).returncode == code
 
 
 def test_options_come_from_the_variables_that_the_text_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,12 +362,12 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@each_page
-def test_internal_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if target.startswith(("https://", "http://")):
-            continue
-        file, _, anchor = target.partition("#")
-        there = page if not file else page.parent / file
-        assert there.is_file(), f"{page_id(page)}: {target}"
-        assert not anchor or anchor in anchors(there), f"{page_id(page)}: {target}"
+def test_internal_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+            if target.startswith(("https://", "http://")):
+                continue
+            file, _, anchor = target.partition("#")
+            there = page if not file else page.parent / file
+            assert there.is_file(), f"{page_id(page)}: {target}"
+            assert not anchor or anchor in anchors(there), f"{page_id(page)}: {target}"
