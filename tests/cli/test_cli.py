@@ -9,35 +9,44 @@ import sys
 import tempfile
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from ddpm_cli.cli import COMMANDS
-from ddpm_cli.cli.options import DurationType
+from ddpm_cli.cli import COMMANDS, group, run
+from ddpm_cli.cli.options import DurationType, in_options
 from ddpm_cli.core.pixels import encode_png, to_image
 from helpers.nursery import Nursery
 from helpers.process import Ddpm
 
-LOADED = "import sys; from ddpm_cli.cli import run; run(sys.argv[1:]); print(sorted(sys.modules), file=sys.stderr)"
+# Shows the help of each command and then which modules that has loaded.
+LOADED = """
+import sys
+from ddpm_cli.cli import run
+for words in ([], *([command] for command in sys.argv[1:])):
+    assert run([*words, "--help"]) == 0
+print(sorted(sys.modules), file=sys.stderr)
+"""
 
 
-@pytest.mark.parametrize("flag", ["-h", "--help"])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_examples_before_options(ddpm: Ddpm, command: str, flag: str) -> None:
-    done = ddpm(command, flag)
-    assert done.returncode == 0
-    assert done.stderr == ""
-    text = done.stdout.decode()
-    assert text.startswith(f"Usage: ddpm {command} ")
-    assert 0 < text.index("Examples:\n") < text.index(f"  ddpm {command} ") < text.index("Options:\n")
+def test_every_command_has_help_with_examples_before_options() -> None:
+    for command in COMMANDS:
+        done = CliRunner().invoke(group, [command, "-h"], prog_name="ddpm")
+        assert done.exit_code == 0
+        assert done.stderr == ""
+        assert done.stdout.startswith(f"Usage: ddpm {command} ")
+        assert 0 < done.stdout.index("Examples:\n") < done.stdout.index(f"  ddpm {command} ")
+        assert done.stdout.index(f"  ddpm {command} ") < done.stdout.index("ptions:\n")
+        assert CliRunner().invoke(group, [command, "--help"], prog_name="ddpm").stdout == done.stdout
 
 
-def test_group_help_lists_every_command(ddpm: Ddpm) -> None:
-    done = ddpm("--help")
-    assert done.returncode == 0
+def test_group_help_lists_every_command() -> None:
+    done = CliRunner().invoke(group, ["--help"])
+    assert done.exit_code == 0
     for command, summary in COMMANDS.items():
-        assert f"{command} " in done.stdout.decode()
-        assert summary in done.stdout.decode()
+        assert f"{command} " in done.stdout
+        assert summary in done.stdout
 
 
 def test_version(ddpm: Ddpm) -> None:
@@ -46,14 +55,11 @@ def test_version(ddpm: Ddpm) -> None:
     assert ddpm("--version").lines == [f"ddpm, version {ddpm_cli.__version__}"]
 
 
-@pytest.mark.parametrize("args", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
-def test_help_imports_neither_torch_nor_numpy_nor_rich(args: list[str], ddpm_env: dict[str, str]) -> None:
-    done = subprocess.run([sys.executable, "-c", LOADED, *args], env=ddpm_env, capture_output=True, text=True)
-    loaded = done.stderr
-    assert "'ddpm_cli.cli'" in loaded
-    # noise does its work with numpy, and is a door and a room in one
-    heavy = ["torch", "rich", "huggingface_hub"] + ([] if "noise" in args else ["numpy", "PIL"])
-    assert [name for name in heavy if f"'{name}'" in loaded] == []
+def test_help_imports_neither_torch_nor_numpy_nor_rich(ddpm_env: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, *COMMANDS], env=ddpm_env, capture_output=True, text=True)
+    assert "'ddpm_cli.cli'" in done.stderr
+    for name in ("torch", "rich", "huggingface_hub", "numpy", "PIL"):
+        assert f"'{name}'" not in done.stderr
 
 
 def test_no_command_at_all_shows_help_and_is_a_usage_error(ddpm: Ddpm) -> None:
@@ -62,12 +68,10 @@ def test_no_command_at_all_shows_help_and_is_a_usage_error(ddpm: Ddpm) -> None:
     assert "Usage: ddpm" in done.stderr + done.stdout.decode()
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90", 90), ("1.5", 1.5), ("90s", 90), ("4m", 240), ("1.5h", 5400), ("3h50m", 13_800), ("1D2h3m4.5s", 93_784.5)],
-)
-def test_lengths_of_time(text: str, seconds: float) -> None:
-    assert DurationType()(text) == seconds
+def test_lengths_of_time() -> None:
+    lengths = {"90": 90, "1.5": 1.5, "90s": 90, "4m": 240, "1.5h": 5400, "3h50m": 13_800, "1D2h3m4.5s": 93_784.5}
+    for text, seconds in lengths.items():
+        assert DurationType()(text) == seconds
 
 
 def test_torchrun_cannot_start_several_of_what_is_one_process(ddpm: Ddpm) -> None:
@@ -76,31 +80,42 @@ def test_torchrun_cannot_start_several_of_what_is_one_process(ddpm: Ddpm) -> Non
     assert "ddpm noise is one process; torchrun can start train, sample, eval-bpd" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["frobnicate"], ["No such command", "frobnicate"]),
-        (["sample", "--sed", "1"], ["No such option", "--seed"]),
-        (["sample", "-n", "0"], ["-n", "0"]),
-        (["train"], ["IMAGES"]),
-        (["sample", "--grid", "4by4"], ["4by4", "rows x columns"]),
-        (["train", "x", "--max-time", "soon"], ["soon", "90s"]),
-        (["train", "x", "--max-time", "50m3h"], ["50m3h", "3h50m"]),
-        (["train", "x", "--max-time", "0h0m"], ["0h0m", "3h50m"]),
-        (["train", "x", "--from", ""], ["--from", "the name is empty"]),
-        (["train", "x", "--size", "\uff18"], ["no size"]),
-        (["pack", "x", "-o", "-"], ["-o", "./-"]),
-        (["noise", "x.png", "--t", "a,b"], ["a,b", "0,250,500"]),
-    ],
-    ids=str,
-)
-def test_usage_errors_exit_2_and_say_what(ddpm: Ddpm, args: list[str], words: list[str]) -> None:
-    done = ddpm(*args)
-    assert done.returncode == 2
-    assert done.stdout == b""
-    for word in words:
-        assert word in done.stderr
-    assert "Traceback" not in done.stderr
+WRONG: list[tuple[list[str], list[str]]] = [
+    (["frobnicate"], ["No such command", "frobnicate"]),
+    (["trian"], ["trian", "train"]),
+    (["sample", "--sed", "1"], ["No such option", "--seed"]),
+    (["sample", "-n", "0"], ["-n", "0"]),
+    (["sample", "--grid", "4by4"], ["4by4"]),
+    (["train", "x", "--max-time", "soon"], ["soon", "90s"]),
+    (["train", "x", "--max-time", "50m3h"], ["50m3h", "3h50m"]),
+    (["train", "x", "--max-time", "0h0m"], ["0h0m", "3h50m"]),
+    (["train", "x", "--from", ""], ["--from"]),
+    (["train", "x", "--size", "\uff18"], ["--size"]),
+    (["pack", "x", "-o", "-"], ["-o", "./-"]),
+    (["noise", "x.png", "--t", "a,b"], ["a,b", "0,250,500"]),
+]
+
+
+def test_usage_errors_exit_2_and_say_what(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, words in WRONG:
+        assert run(args) == 2, args
+        out, err = capsys.readouterr()
+        assert out == ""
+        for word in words:
+            assert word in err
+        assert "Traceback" not in err
+
+
+def test_errors_name_options_as_the_command_has_them() -> None:
+    sample, interpolate = (group.get_command(click.Context(group), name) for name in ("sample", "interpolate"))
+    assert sample is not None
+    assert interpolate is not None
+    assert in_options("`eta` is 2; use `sampler=ddim`", sample) == "--eta is 2; use --sampler ddim"
+    assert in_options("`steps` is 0", interpolate) == "--chain-steps is 0"
+    assert in_options("`nothing` of ours, and `two words`", sample) == "`nothing` of ours, and `two words`"
+    noise = group.get_command(click.Context(group), "noise")
+    assert noise is not None
+    assert in_options("`images` is empty", noise).startswith("IMG")
 
 
 def test_traceback_only_on_request(ddpm: Ddpm) -> None:
@@ -117,18 +132,17 @@ def test_options_come_from_the_environment(ddpm: Ddpm) -> None:
     assert "--t 11 is outside 0..10" in done.stderr
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "", "cpu:x"])
-def test_a_device_that_is_missing_is_an_error(ddpm: Ddpm, device: str) -> None:
-    done = ddpm("train", "builtin:digits", "--device", device, "--dry-run")
-    assert done.returncode == 2
-    assert "--device" in done.stderr
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", ""])
+def test_a_device_that_is_missing_is_an_error(capsys: pytest.CaptureFixture[str], device: str) -> None:
+    assert run(["train", "builtin:digits", "--device", device, "--dry-run"]) == 2
+    assert "--device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shell_completion(ddpm: Ddpm, shell: str) -> None:
-    done = ddpm(env={"_DDPM_COMPLETE": f"{shell}_source"})
-    assert done.returncode == 0
-    assert b"_DDPM_COMPLETE" in done.stdout
+def test_shell_completion(ddpm: Ddpm) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        done = ddpm(env={"_DDPM_COMPLETE": f"{shell}_source"})
+        assert done.returncode == 0
+        assert b"_DDPM_COMPLETE" in done.stdout
 
 
 def test_both_ways_to_start_the_program(ddpm_env: dict[str, str], tmp_path: Path) -> None:
@@ -225,13 +239,11 @@ def test_what_may_not_be_read_is_named(nursery: Nursery, tiny_run: Path) -> None
             assert "unexpected" not in child.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "position"),
-    [("ddpm train ../a", 2), ("ddpm train x --from r", 4), ("ddpm sample -m r", 3), ("ddpm info r", 2)],
-)
-def test_names_of_images_and_models_are_completed_as_files(ddpm: Ddpm, words: str, position: int) -> None:
-    env = {"_DDPM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(position)}
-    assert ddpm(env=env).lines == [f"file,{words.split()[-1]}"]
+def test_names_of_images_and_models_are_completed_as_files(ddpm: Ddpm) -> None:
+    for words in ("ddpm train ../a", "ddpm train x --from r", "ddpm sample -m r", "ddpm info r"):
+        position = str(len(words.split()) - 1)
+        env = {"_DDPM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": position}
+        assert ddpm(env=env).lines == [f"file,{words.split()[-1]}"]
 
 
 def test_names_that_are_empty_or_too_long_or_no_files_are_refused(ddpm: Ddpm, tmp_path: Path) -> None:
@@ -271,8 +283,7 @@ sys.exit(cli.run([]))
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-@pytest.mark.parametrize("seconds", [20, 0])
+@pytest.mark.parametrize(("name", "code", "seconds"), [("SIGINT", 130, 20), ("SIGTERM", 143, 0), ("SIGHUP", 129, 20)])
 def test_a_signal_waits_for_the_end_of_an_import(
     ddpm_env: dict[str, str], tmp_path: Path, seconds: int, name: str, code: int
 ) -> None:
