@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_cli.core.pixels import encode_png, to_image
-from ddpm_cli.core.rng import generator, integers
+from ddpm_cli.core.rng import integers, normal
 
 from .measure import Table, in_turn
 
@@ -67,7 +67,7 @@ def _photo() -> np.ndarray:
     """Something smooth with a little noise, which packs about as a photo does."""
     y, x = np.mgrid[0:512, 0:512] / 512
     waves = np.stack([np.sin(7 * x + 3 * y), np.cos(5 * y * x), np.sin(9 * y)], axis=2)
-    noise = generator(0, "benchmark").normal(0, 0.03, waves.shape)
+    noise = 0.03 * normal(waves.shape, 0, "benchmark")
     return ((waves + noise).clip(-1, 1) * 127 + 128).astype(np.uint8)
 
 

@@ -10,6 +10,7 @@ windows. Images of one block come near each other in every epoch, among others e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from ..core import rng
 from .packs.reader import Images
 
 Int64 = npt.NDArray[np.int64]
+UInt32 = npt.NDArray[np.uint32]
 
 UNIFORM_BYTES = 2**30
 WINDOW = 2**28
@@ -37,13 +39,17 @@ def reading_order(shape: tuple[int, int, int, int], seed: int, places: npt.NDArr
     Returns:
         Numbers of images, int64 (B,).
     """
-    epochs, within = np.divmod(places, shape[0])
-    if _is_small(shape):
-        return rng.permuted_each(within, shape[0], seed, "order", epochs)
-    numbers = np.empty(len(places), np.int64)
+    n = shape[0]
+    epochs, within = np.divmod(places, n)
+    numbers = np.zeros(len(places), np.int64)
+    if n == 1:  # a batch has as many epochs as images
+        return numbers
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
-        numbers[here] = _in_windows(_Blocks.of(shape, seed, epoch), within[here])
+        if _is_small(shape):
+            numbers[here] = _order(n, seed, "order", epoch)[within[here]]
+        else:
+            numbers[here] = _in_windows(_Blocks.of(shape, seed, epoch), within[here])
     return numbers
 
 
@@ -73,6 +79,14 @@ def _is_small(shape: tuple[int, int, int, int]) -> bool:
     return shape[0] * shape[1] * shape[2] * shape[3] <= UNIFORM_BYTES
 
 
+@lru_cache(maxsize=2)  # the orders that one batch takes its images from, seldom more
+def _order(n: int, seed: int, purpose: str, *index: int) -> UInt32:
+    """The random order of 0..n-1 of a name, 4 bytes a number while it is in use."""
+    order = rng.permutation(n, seed, purpose, *index).astype(np.uint32)
+    order.flags.writeable = False
+    return order
+
+
 def _in_windows(blocks: _Blocks, places: Int64) -> Int64:
     of_window = blocks.block_at(places) // blocks.window
     order = np.empty(len(places), np.int64)
@@ -80,7 +94,7 @@ def _in_windows(blocks: _Blocks, places: Int64) -> Int64:
         here = of_window == number
         first, end = blocks.start(np.array([number, number + 1]) * blocks.window).tolist()
         name = "order in a window", blocks.epoch, number
-        order[here] = first + rng.permuted(places[here] - first, end - first, blocks.seed, *name)
+        order[here] = first + _order(end - first, blocks.seed, *name)[places[here] - first]
     block = blocks.block_at(order)
     return blocks.stored(block) * blocks.size + order - blocks.start(block)
 
@@ -120,8 +134,11 @@ class _Blocks:
 
     def stored(self, block: Int64) -> Int64:
         """Which block of the pack is read as this one."""
-        others = rng.permuted(block - (block > self.short), self.full, self.seed, "order of blocks", self.epoch)
-        return np.where(block == self.short, self.full, others)
+        stored = np.full(len(block), self.full)
+        whole = block != self.short
+        among = block[whole] - (block[whole] > self.short)
+        stored[whole] = _order(self.full, self.seed, "order of blocks", self.epoch)[among]
+        return stored
 
     def start(self, block: Int64) -> Int64:
         """The place at which a block begins, or where all end."""

@@ -292,7 +292,7 @@ def _drawn(chances: Floats, seed: int, image: int) -> Ints:
     So every stretch of t whose chances add up to 1 has one: the sample is stratified (systematic sampling).
     """
     edges = np.cumsum(chances)
-    points = np.arange(round(edges[-1])) + rng.generator(seed, "terms", image).random()
+    points = np.arange(round(edges[-1])) + rng.uniform(1, seed, "terms", image)
     return np.minimum(np.searchsorted(edges, points, side="right"), len(chances) - 1) + 1
 
 

@@ -65,7 +65,7 @@ def _times(config: TrainConfig, s: Schedule, step: int) -> tuple[npt.NDArray[np.
     size = config.batch_size
     if config.t_sampling == "uniform":
         return rng.integers(1, s.T + 1, size, config.seed, "t", step), np.ones(size, np.float32)
-    drawn = rng.generator(config.seed, "t", step).random(size)
+    drawn = rng.uniform(size, config.seed, "t", step)
     # The sum of p is 1 but for rounding, and drawn is below 1.
     t = np.minimum(np.searchsorted(np.cumsum(s.importance), drawn, side="right"), s.T)
     return t, (1 / (s.T * s.importance[t])).astype(np.float32)
