@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .core import threads
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ __all__ = [
     "load",
     "open_images",
 ]
+
+# PyTorch reads how its threads are to wait when it is loaded, whichever module of ours loads it.
+threads.prepare()
 
 
 def __getattr__(name: str) -> Any:
