@@ -26,8 +26,10 @@ from ddpm_cli.config import BUILTIN_DIGITS
 from ddpm_cli.core.allocator import keep_freed_memory
 from ddpm_cli.core.pixels import encode_png
 from ddpm_cli.data import builtin
+from ddpm_cli.diffusion.samplers import SAMPLERS
+from ddpm_cli.diffusion.spacing import SPACINGS
 from ddpm_cli.models import model
-from ddpm_cli.sampling.settings import SAMPLERS, SPACINGS
+from ddpm_cli.sampling.settings import Sampling
 from ddpm_cli.ui.plot import Curve, Panel, draw
 
 RESULTS = Path(__file__).with_name("samplers.jsonl")
@@ -144,7 +146,7 @@ def plot(path: Path) -> None:
     curves = []
     for name, sampler in SAMPLERS.items():
         chosen = [r for r in found if r.sampler == name and r.spacing == sampler.spacing]
-        chosen = [r for r in chosen if r.snr == sampler.settings.get("snr")]
+        chosen = [r for r in chosen if r.snr == Sampling(name).settings.get("snr")]
         x = sorted({r.evaluations for r in chosen})
         y = [float(np.mean([r.frechet for r in chosen if r.evaluations == each])) for each in x]
         curves.append(Curve(x, y, name))

@@ -12,7 +12,7 @@ from PIL import Image
 
 import ddpm_cli
 from ddpm_cli.core.distributed import ALONE
-from ddpm_cli.sampling.settings import SAMPLERS
+from ddpm_cli.diffusion.samplers import SAMPLERS
 from ddpm_cli.training.memory import arithmetic, available_memory, fit, trial
 from helpers.nursery import Nursery
 from helpers.plans import planned

@@ -23,6 +23,7 @@ LIGHT = {
     "config",
     "core",
     "data",
+    "diffusion.samplers",
     "diffusion.schedule",
     "diffusion.spacing",
     "errors",

@@ -19,6 +19,7 @@ from PIL import Image
 import ddpm_cli
 from ddpm_cli.core.pixels import grid
 from ddpm_cli.sampling.metadata import Recipe
+from ddpm_cli.sampling.settings import Sampling
 from ddpm_cli.ui.pictures import encode_animation
 from helpers.nursery import Nursery, wait_until
 from helpers.process import Ddpm
@@ -158,7 +159,19 @@ def test_like_one_image_of_a_folder(ddpm: Ddpm, tiny_run: Path, tmp_path: Path) 
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "out" / "000003.png"))
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"n": "many"}', '{"unknown": 1}', '{"n": true}', '{"seed": 1e999}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{",
+        "[]",
+        '{"n": "many"}',
+        '{"unknown": 1}',
+        '{"n": true}',
+        '{"seed": 1e999}',
+        '{"sampler": "ddim", "eta": "1"}',
+    ],
+)
 def test_like_a_picture_without_settings_is_refused(ddpm: Ddpm, tmp_path: Path, text: str | None) -> None:
     from ddpm_cli.core.pixels import encode_png
 
@@ -291,12 +304,16 @@ def test_frames_of_transparent_pictures_do_not_show_through(suffix: str) -> None
 
 
 def test_what_belonged_to_other_settings_goes_with_them() -> None:
-    recipe = Recipe(model="a", step=5, n=6, rows=2, columns=3, sampler="ddim", steps=9, eta=0.5)
+    recipe = Recipe(Sampling("ddim", steps=9, eta=0.5), model="a", step=5, n=6, rows=2, columns=3)
+    assert Recipe.of(recipe.to_json()) == recipe
     assert recipe.overridden({"model": "a", "n": 6, "sampler": "ddim"}) == recipe
     assert recipe.overridden({"model": "b"}) == replace(recipe, model="b", step=None)
     assert recipe.overridden({"n": 20}) == replace(recipe, n=20, rows=None, columns=None)
     assert recipe.overridden({"n": 20, "rows": 4, "columns": 5}) == replace(recipe, n=20, rows=4, columns=5)
-    assert recipe.overridden({"sampler": "ddpm"}) == replace(recipe, sampler="ddpm", steps=None, eta=None)
+    assert recipe.overridden({"sampler": "ddpm"}) == replace(recipe, sampling=Sampling())
+    assert recipe.overridden({"timesteps": (9, 3)}) == replace(
+        recipe, sampling=Sampling("ddim", timesteps=(9, 3), eta=0.5)
+    )
 
 
 def test_bfloat16_moves_few_pixels_by_little_between_batch_sizes() -> None:

@@ -451,7 +451,7 @@ def test_l_hybrid_trains_the_prediction_by_l_simple_and_the_variance_by_l_vlb() 
     d, x_0, eps = Diffusion(SHORT, variance="learned-range"), pixels(10, 4, 3, 4, 4), normal(10, 4, 3, 4, 4)
     t = np.array([1, 2, 9, 20])
     gradients = {}
-    for name, loss in bound.LOSSES.items():
+    for name, loss in bound.OBJECTIVES.items():
         outputs = normal(11, 4, 6, 4, 4).requires_grad_()
         value = loss(d, out_of(outputs), x_0, t, eps)
         (gradients[name],) = torch.autograd.grad(value.sum(), outputs)

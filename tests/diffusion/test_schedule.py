@@ -14,7 +14,6 @@ from ddpm_cli.diffusion import spacing
 from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, from_config, linear
 from ddpm_cli.diffusion.spacing import spaced_steps
 from ddpm_cli.errors import ArgumentError
-from ddpm_cli.sampling import settings
 
 SCHEDULES = {
     "linear": linear(),
@@ -242,7 +241,7 @@ def test_uniform_steps_are_even_and_end_at_the_last(case: tuple[int, int]) -> No
         assert linear(T).respaced(steps).timesteps.tolist() == [0, *steps]
 
 
-@pytest.mark.parametrize("name", settings.SPACINGS)
+@pytest.mark.parametrize("name", spacing.SPACINGS)
 @pytest.mark.parametrize("schedule", [linear(), cosine(200), linear(20, 0.01, 0.3), linear(1, 0.5)], ids=lambda s: s.T)
 def test_every_spacing_of_every_count_is_a_chain_of_so_many_steps(schedule: Schedule, name: str) -> None:
     for count in range(1, schedule.T + 1):
@@ -264,9 +263,5 @@ def test_spacings_are_what_their_names_say() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 11])
 def test_a_count_that_is_not_there_is_refused(count: int) -> None:
-    with pytest.raises(ArgumentError, match=rf"--steps is {count}; this model has steps 1 to 10"):
+    with pytest.raises(ArgumentError, match=rf"`steps` is {count}; this model has steps 1 to 10"):
         spaced_steps(linear(10), count)
-
-
-def test_the_names_of_the_spacings_are_the_same_everywhere() -> None:
-    assert tuple(spacing.SPACINGS) == settings.SPACINGS

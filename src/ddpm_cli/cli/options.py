@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ..diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, Setting, own_settings
+from ..diffusion.spacing import SPACINGS
 from ..errors import ArgumentError, DdpmError
-from ..sampling.settings import SAMPLERS, SPACINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -190,11 +191,19 @@ def chain_options(command: F) -> F:
 
 def spacing_options(command: F) -> F:
     """--spacing and --timesteps."""
-    usual = SAMPLERS["ddpm"].spacing
+    usual = SAMPLERS[DEFAULT_SAMPLER].spacing
     others = (f"; {name}: {sampler.spacing}" for name, sampler in SAMPLERS.items() if sampler.spacing != usual)
-    spread = f"How they are spread over 1..T.  [default: {usual}{''.join(others)}]"
-    command = click.option("--timesteps", type=IntList(), help="Or which they are, descending: 1000,750,...")(command)
-    return click.option("--spacing", type=click.Choice(SPACINGS), help=spread)(command)
+    command = click.option(
+        "--timesteps",
+        type=IntList(),
+        help="The steps themselves, descending, instead of a number of them: 1000,750,500,...",
+    )(command)
+    return click.option(
+        "--spacing",
+        type=click.Choice(list(SPACINGS)),
+        help="Spread the steps over 1..T evenly in t (uniform; trailing leaves out t = 1), in sqrt(t) (quad) or in the "
+        f"log of the signal-to-noise ratio (logsnr).  [default: {usual}{''.join(others)}]",
+    )(command)
 
 
 def picture_options(default: str, about: str) -> Callable[[F], F]:
@@ -242,22 +251,31 @@ def resize_option(command: F) -> F:
 def _sampler_options(command: F, name: str) -> F:
     samplers = "; ".join(f"{name}: {sampler.about}" for name, sampler in SAMPLERS.items())
     steps = ", ".join(f"{name}: {sampler.steps or 'all T'}" for name, sampler in SAMPLERS.items())
-    own = {setting: f"[default: {value:g}]" for s in SAMPLERS.values() for setting, value in s.settings.items()}
     options = (
-        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help=f"{samplers}.  [default: ddpm]"),
-        click.option(name, "steps", type=click.IntRange(1), help=f"Of the reverse chain.  [default: {steps}]"),
+        click.option(
+            "--sampler",
+            type=click.Choice(list(SAMPLERS)),
+            help=f"How the reverse chain is run.  {samplers}.  [default: {DEFAULT_SAMPLER}]",
+        ),
+        click.option(
+            name,
+            "steps",
+            type=click.IntRange(1),
+            help=f"Steps of the reverse chain; fewer are faster.  [default: {steps}]",
+        ),
         spacing_options,
-        click.option(
-            "--eta", type=click.FloatRange(0, 1), help=f"Noise of ddim, 0 none, 1 as Algorithm 2.  {own['eta']}"
-        ),
-        click.option(
-            "--corrector-steps", type=click.IntRange(1), help=f"Of langevin at each t.  {own['corrector_steps']}"
-        ),
-        click.option("--snr", type=float, help=f"Signal to noise of these steps.  {own['snr']}"),
+        *(_own_option(name, owners) for name, owners in own_settings().items()),
     )
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _own_option(name: str, owners: dict[str, Setting]) -> Callable[[F], F]:
+    """The option of a setting that some samplers have. `Sampling` checks its range, which may differ among these."""
+    about = (f"{owner}: {s.help}  [default: {s.default:g}; {s.range}]" for owner, s in owners.items())
+    kind = click.INT if all(setting.whole for setting in owners.values()) else click.FLOAT
+    return click.option(f"--{name.replace('_', '-')}", name, type=kind, help="  ".join(about))
 
 
 def machine_options(command: F) -> F:

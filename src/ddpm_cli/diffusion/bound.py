@@ -48,7 +48,7 @@ def l_hybrid(d: Diffusion, denoiser: Denoiser, x_0: torch.Tensor, t: Times, eps:
     return _squared_error(d, prediction, x_0, x_t, t, eps) + VLB_WEIGHT * d.schedule.T * vlb
 
 
-LOSSES = {"simple": l_simple, "vlb": l_vlb, "hybrid": l_hybrid}
+OBJECTIVES = {"simple": l_simple, "vlb": l_vlb, "hybrid": l_hybrid}  # by their names in `config.LOSSES`
 
 
 def prior_kl(d: Diffusion, x_0: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""The reverse chain, as generators: whoever iterates sees every step, and may stop at any.
+"""The reverse chain as generators (whoever iterates sees every step and may stop at any), and the table of samplers.
 
-A sampler takes x_T and a source of noise, and knows neither seeds nor devices nor files.
+A sampler takes x_T and a source of noise, and knows neither seeds nor devices nor files. `SAMPLERS` is all that the
+rest of the program knows of them: to add one, write its function and its row. No torch at import.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from ..errors import ArgumentError
 from .process import Diffusion, eps_from_x_0, p_mean, p_theta, q_sample, q_step, score_from_x_0
 
 if TYPE_CHECKING:
+    import torch
+
     from .process import Denoiser
 
-Noise = Callable[[int, int], torch.Tensor]
-"""z ~ N(0, I) of x_T's shape for the trained chain's step t: draw 0 in the step that leaves it, others besides."""
+    # z ~ N(0, I) of x_T's shape for the trained chain's step t: draw 0 in the step that leaves it, others besides.
+    Noise = Callable[[int, int], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,3 +188,121 @@ def repaint_walk(T: int, rounds: int) -> Iterator[int]:
 def _trained(d: Diffusion, t: int) -> int:
     """The t of the trained chain."""
     return int(d.schedule.timesteps[t])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number that one sampler alone takes.
+
+    Args:
+        name: of the function's parameter; on the command line ``corrector_steps`` is ``--corrector-steps``.
+        default: its value if none is given. An int stands for whole numbers, a float for any.
+        low: the least value.
+        high: the largest value.
+        help: what it is, as the help text says it.
+        open: whether ``low`` itself is excluded.
+    """
+
+    name: str
+    default: int | float
+    low: float
+    high: float
+    help: str
+    open: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers make sense."""
+        return isinstance(self.default, int)
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words."""
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.open else f"at least {self.low:g}"
+        return f"above {self.low:g}, up to {self.high:g}" if self.open else f"from {self.low:g} to {self.high:g}"
+
+    def is_typed(self, value: object) -> bool:
+        """Whether a value is a number of the right kind."""
+        return type(value) is int or (type(value) is float and not self.whole)
+
+    def check(self, value: float) -> None:
+        """Refuse a value that makes no sense.
+
+        Raises:
+            ArgumentError: it is no number of the right kind, or out of range.
+        """
+        if not (self.is_typed(value) and self.low <= value <= self.high and not (self.open and value == self.low)):
+            kind = "a whole number, " if self.whole else ""
+            raise ArgumentError(f"`{self.name}` is {value}; it must be {kind}{self.range}")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A row of the table of samplers.
+
+    Args:
+        name: as the user gives it.
+        run: the generator: ``run(d, denoiser, x_T, noise, **settings)``.
+        about: what it is, in a few words.
+        steps: how many of the T steps it takes by default; None for all.
+        spacing: how these are spread by default, one of `SPACINGS`.
+        settings: what it alone can be told.
+        ancestral: whether it draws x_{t-1} with the variance of p_theta.
+        is_random: of its settings, by name: whether two chains from one x_t may end at two images.
+    """
+
+    name: str
+    run: Callable[..., Iterator[Step]]
+    about: str
+    steps: int | None = None
+    spacing: str = "uniform"
+    settings: tuple[Setting, ...] = ()
+    ancestral: bool = False
+    is_random: Callable[..., bool] = lambda **_: True
+
+
+DEFAULT_SAMPLER = "ddpm"
+
+SAMPLERS: dict[str, Sampler] = {
+    sampler.name: sampler
+    for sampler in (
+        Sampler("ddpm", ancestral, "Algorithm 2 of the paper", ancestral=True),
+        Sampler(
+            "ddim",
+            ddim,
+            "DDIM (Song et al. 2020), good from 20 steps",
+            steps=50,
+            settings=(Setting("eta", 0.0, 0, 1, "Noise added at each step: 0 none, 1 as much as Algorithm 2."),),
+            is_random=lambda eta: eta > 0,
+        ),
+        Sampler(
+            "dpm++",
+            dpm_solver_pp,
+            "DPM-Solver++(2M) (Lu et al. 2022), best in 10 to 20 steps",
+            steps=20,
+            spacing="logsnr",
+            is_random=lambda: False,
+        ),
+        Sampler(
+            "langevin",
+            langevin,
+            "Algorithm 2 with Langevin steps at each t (predictor-corrector, Song et al. 2021)",
+            steps=100,
+            settings=(
+                Setting("corrector_steps", 1, 1, math.inf, "Langevin steps at each t."),
+                Setting("snr", 0.2, 0, 1, "Signal-to-noise ratio of a Langevin step, which sets its size.", open=True),
+            ),
+            ancestral=True,
+        ),
+    )
+}
+
+
+def own_settings() -> dict[str, dict[str, Setting]]:
+    """The settings that belong to some samplers only: by the setting's name, then by the sampler's."""
+    found: dict[str, dict[str, Setting]] = {}
+    for sampler in SAMPLERS.values():
+        for setting in sampler.settings:
+            found.setdefault(setting.name, {})[sampler.name] = setting
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Making:
             "model": model.source,
             "step": model.provenance.step,
             "precision": model.denoiser.precision,
-            **asdict(self.sampling),
+            **self.sampling.to_json(),
             **settings,
         }
         return Made(
@@ -76,7 +76,7 @@ class Making:
 
     def warn_of_copies(self) -> None:
         """Say that chains from one x_t will all end at one image, if they will."""
-        if not self.sampling.draws_noise:
+        if not self.sampling.is_random:
             self.screen.warn(
                 f"--sampler {self.sampling.sampler} adds no noise, so images from one x_t are all the same; use "
                 "ddpm, or ddim with --eta"

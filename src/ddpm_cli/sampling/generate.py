@@ -7,26 +7,23 @@ is made with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..core import rng
 from ..core.pixels import Pixels, to_levels
 from ..diffusion.process import Diffusion
-from ..diffusion.samplers import Noise, Step, ancestral, ddim, dpm_solver_pp, langevin
+from ..diffusion.samplers import Step
 from ..diffusion.spacing import spaced_steps
 from ..errors import ArgumentError
 from ..network.denoiser import Denoiser
 from .settings import Sampling
 
-SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
-    "ddpm": ancestral,
-    "ddim": ddim,
-    "dpm++": dpm_solver_pp,
-    "langevin": langevin,
-}
+if TYPE_CHECKING:
+    from ..diffusion.samplers import Noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +46,13 @@ def chain(
 ) -> Iterator[Step]:
     """The reverse chain of the images ``indices``, each of ``shape`` (C, H, W), as one batch on ``device``.
 
-    An index names the noise of a row, and may come more than once. A chain that another one was broken off at goes on
-    as that would have from the same ``start``, but for ``dpm++``, which knows no step before and begins by one of first
-    order.
+    An index names the noise of a row, and may come more than once. A chain from a ``start`` taken out of another chain
+    continues exactly as that one does, except for ``dpm++``: its first step has none before it and is of first order.
     """
     respaced = d.respaced(visited(sampling, d, start.t if start else None))
     x_t = start.x_t.to(device) if start else normal(shape, sampling.seed, "x_T", [(i,) for i in indices], device)
     noise = chain_noise(shape, sampling.seed, indices, device)
-    yield from SAMPLERS[sampling.sampler](respaced, denoiser, x_t, noise, **sampling.settings)
+    yield from sampling.traits.run(respaced, denoiser, x_t, noise, **sampling.settings)
 
 
 def chain_noise(shape: tuple[int, int, int], seed: int, indices: Sequence[int], device: torch.device) -> Noise:

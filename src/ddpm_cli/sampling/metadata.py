@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,16 +20,20 @@ MAX_SCALE = 64
 
 
 @dataclass(frozen=True)
-class Recipe(Sampling):
-    """The settings that decide a sheet of samples, those of a chain and more; None where the model decides the default.
+class Recipe:
+    """The settings that decide a sheet of samples: those of the chain and more. None where the model decides.
 
     Args:
-        model: as the user named it; ``step``: the optimizer steps it had seen, where known.
-        first: index of the first image of the seed; ``n``: how many images.
+        sampling: of the chain.
+        model: as the user named it.
+        step: the optimizer steps that the model had seen, where known.
+        first: index of the first image of the seed.
+        n: how many images.
         rows, columns, scale: of the sheet.
         precision: of the network's arithmetic.
     """
 
+    sampling: Sampling = field(default_factory=Sampling)
     model: str | None = None
     step: int | None = None
     first: int = 0
@@ -40,19 +44,29 @@ class Recipe(Sampling):
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         limits = {"n": (1, MAX_IMAGES), "rows": (1, MAX_IMAGES), "columns": (1, MAX_IMAGES), "scale": (1, MAX_SCALE)}
+        values = self.to_json()
         for name, (low, high) in {**limits, "first": (0, MAX_IMAGES), "seed": (0, 2**63 - 1)}.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ArgumentError(f"{name} is {value}; it must be from {low} to {high}")
+            if name in values and not low <= values[name] <= high:
+                raise ArgumentError(f"`{name}` is {values[name]}; it must be from {low} to {high}")
         if self.precision not in ("auto", "fp32", "bf16"):
-            raise ArgumentError(f"precision is {self.precision!r}; it must be auto, fp32 or bf16")
+            raise ArgumentError(f"`precision` is {self.precision!r}; it must be auto, fp32 or bf16")
 
-    @property
-    def sampling(self) -> Sampling:
-        """The settings of the chain alone."""
-        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The recipe of settings by name, those of the chain among them.
+
+        Raises:
+            ArgumentError: one of them makes no sense.
+        """
+        sheet = {name: value for name, value in settings.items() if name in _OF_THE_SHEET}
+        chain = {name: value for name, value in settings.items() if name not in _OF_THE_SHEET}
+        return cls(Sampling(**chain), **sheet)
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings by name that are not left to the model; `of` is the reverse."""
+        sheet = {name: getattr(self, name) for name in _OF_THE_SHEET}
+        return {name: value for name, value in sheet.items() if value is not None} | self.sampling.to_json()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,7 +92,7 @@ class Recipe(Sampling):
     def text(self, place: int | None) -> dict[str, str]:
         """The text chunks of one image's PNG, or of the sheet's."""
         recipe = self if place is None else self.alone(self.first + place)
-        return {TEXT_KEY: json.dumps(asdict(recipe)), "Software": f"ddpm {__version__}"}
+        return {TEXT_KEY: json.dumps(recipe.to_json()), "Software": f"ddpm {__version__}"}
 
     @classmethod
     def from_png(cls, path: Path) -> Self:
@@ -95,25 +109,26 @@ class Recipe(Sampling):
             data = json.loads(text)
         except ValueError as error:
             raise InputError(f"{where}: its settings are damaged") from error
-        known = {field.name for field in fields(cls)}
-        for name, value in data.items() if isinstance(data, dict) else [("settings", data)]:
-            if name not in known or not (value is None or _is_of_type(value, name)):
-                raise InputError(f"{where}: its setting {printable(str(name))[:40]} cannot be understood")
-        settings: dict[str, Any] = {name: value for name, value in data.items() if value is not None}
+        if not isinstance(data, dict):
+            raise InputError(f"{where}: its settings cannot be understood")
+        settings = {name: value for name, value in data.items() if value is not None}
+        for name, value in settings.items():
+            if not _is_of_type(value, name):
+                raise InputError(f"{where}: its setting {printable(name)[:40]} cannot be understood")
         if "timesteps" in settings:
             settings["timesteps"] = tuple(settings["timesteps"])
         try:
-            return cls(**settings)
+            return cls.of(settings)
         except ArgumentError as error:
-            raise InputError(f"{where}: its settings make no sense: {error}") from error
+            raise InputError(f"{where}: its settings make no sense: {printable(str(error))[:200]}") from error
 
     def overridden(self, options: Mapping[str, Any]) -> Self:
         """This recipe with every option that is not None instead.
 
         What belonged to another sampler, another number of images or another model goes with it.
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        of_chain = {field.name for field in fields(Sampling)} - {"sampler", "seed"}
+        now, given = self.to_json(), {name: value for name, value in options.items() if value is not None}
+        of_chain = {*now, *given} - {*_OF_THE_SHEET, "sampler", "seed"}
         follows: dict[str, Iterable[str]] = {
             "sampler": of_chain,
             "steps": ("timesteps",),
@@ -123,17 +138,21 @@ class Recipe(Sampling):
             "model": ("step",),
         }
         gone = {
-            name: None
+            name
             for cause, names in follows.items()
+            if given.get(cause, now.get(cause)) != now.get(cause)
             for name in names
-            if given.get(cause, getattr(self, cause)) != getattr(self, cause)
         }
-        return replace(self, **{**gone, **given})
+        return self.of({name: value for name, value in now.items() if name not in gone} | given)
+
+
+_OF_THE_SHEET = [each.name for each in fields(Recipe) if each.name != "sampling"]
+_STRINGS = "model", "sampler", "spacing", "precision"
+_WHOLE = "steps", "seed", "step", "first", "n", "rows", "columns", "scale"
 
 
 def _is_of_type(value: object, name: str) -> bool:
-    """Whether a setting read from a file is of its field's type. JSON has no tuples."""
-    if name == "timesteps":
+    """Whether a setting read from a file is of its type; a sampler's own are checked by `Sampling`."""
+    if name == "timesteps":  # JSON has no tuples
         return isinstance(value, list) and all(type(t) is int for t in value)
-    strings, floats = ("model", "sampler", "spacing", "precision"), ("eta", "snr")
-    return type(value) is str if name in strings else type(value) is float if name in floats else type(value) is int
+    return type(value) is str if name in _STRINGS else type(value) is int if name in _WHOLE else True

@@ -6,7 +6,6 @@ All noise has a name, so that a seed gives the same start whatever else is made;
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -57,7 +56,7 @@ def through(sampling: Sampling, d: Diffusion, *times: int) -> Sampling:
         if not 1 <= t <= d.schedule.T:
             raise ArgumentError(f"there is no step {t}; this model has steps 1 to {d.schedule.T}")
     steps = sorted({*generate.visited(sampling, d), *times}, reverse=True)
-    return replace(sampling, steps=None, spacing=None, timesteps=tuple(steps))
+    return sampling.along(tuple(steps))
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from ..core import rng
 from ..core.distributed import ALONE, World, failed_elsewhere
 from ..core.pixels import to_float
 from ..data import Images
-from ..diffusion.bound import LOSSES
+from ..diffusion.bound import OBJECTIVES
 from ..diffusion.process import Diffusion
 from ..errors import DivergedError
 from ..network.denoiser import Denoiser, Precision
@@ -265,7 +265,7 @@ class Training:
             masks = draw_masks(self.unet.config, (x_0.shape[2], x_0.shape[3]), seeds[rows], self.device, dtype)
             denoiser = Denoiser(self._network, self._precision, masks)
             with world.talking(), contextlib.nullcontext() if number == len(parts) else self._apart():
-                losses = LOSSES[config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps)
+                losses = OBJECTIVES[config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps)
                 loss = (losses * weights).sum() / config.batch_size
                 # Gradients are averaged over the processes, where their sum is meant.
                 (loss * world.size).backward()  # type: ignore[no-untyped-call]
