@@ -270,10 +270,10 @@ def test_a_checkpoint_that_is_retired_while_it_is_looked_at_gives_way_to_the_new
 ) -> None:
     older = publish(run, random_snapshot(1, 4), keep=1)
 
-    def verify_too_late(folder: Path) -> int:
+    def verify_too_late(folder: Path, **how: Any) -> int:
         if folder == older:
             publish(run, random_snapshot(2, 8), keep=1)
-        return verify(folder)
+        return verify(folder, **how)
 
     monkeypatch.setattr("ddpm_cli.checkpoint.store.verify", verify_too_late)
     assert newest(run) == run / "checkpoints" / "step-00000008"

@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -156,16 +155,13 @@ def test_by_importance_t_follows_p_and_weights_undo_it() -> None:
     assert torch.equal(part.weights, batches[6].weights[40:90])
 
 
-@pytest.mark.parametrize("drawn", [0.0, 0.5, 1 - 2.0**-53])
 @pytest.mark.parametrize("T", [1, 2, 1000, 10_000])
-def test_the_ends_of_the_unit_interval_are_steps(monkeypatch: pytest.MonkeyPatch, T: int, drawn: float) -> None:
-    class Drawing:
-        def random(self, size: int) -> npt.NDArray[np.float64]:
-            return np.full(size, drawn)
-
-    monkeypatch.setattr(batch.rng, "generator", lambda *_: Drawing())
-    t, weights = batch._times(replace(CONFIG, t_sampling="importance"), linear(T), 1)
-    assert (t == {0.0: 1, 1 - 2.0**-53: T}.get(drawn, t[0])).all()
+def test_the_ends_of_the_unit_interval_are_steps(monkeypatch: pytest.MonkeyPatch, T: int) -> None:
+    drawn = np.array([0.0, 0.5, 1 - 2.0**-53])
+    monkeypatch.setattr(batch.rng, "uniform", lambda *_: drawn)
+    t, weights = batch._times(replace(CONFIG, batch_size=3, t_sampling="importance"), linear(T), 1)
+    assert (t[0], t[2]) == (1, T)
+    assert 1 <= t[1] <= T
     assert ((weights > 0) & (weights <= 10)).all()
     if T == 1:
         assert (weights == 1).all()
@@ -459,6 +455,58 @@ def test_a_step_that_is_not_finite_is_not_taken(spoil: Callable[[Training, float
     assert [state["step"].item() for state in made.optimizer.state.values()] == adam_steps
     with pytest.raises(DivergedError, match="step 4"):  # for good, and the first such step is named
         made.advance(batch_at(images(), CONFIG, SCHEDULE, 5))
+
+
+def test_where_the_host_does_not_wait_a_void_step_leaves_all_as_before_it() -> None:
+    made, waiting = training(), training()
+    made._knows_at_once = False  # as on a GPU
+    for each in (made, waiting):
+        advance(each, images(), 3)
+    for name, weight in waiting.snapshot().ema.items():  # the average by another formula, and rounding
+        torch.testing.assert_close(made.snapshot().ema[name], weight, rtol=1e-6, atol=1e-7)
+    spoil_a_gradient(made, float("nan"))
+    before = kept(made)
+    for step in (4, 5, 6):  # nobody has looked yet
+        made.advance(batch_at(images(), CONFIG, SCHEDULE, step))
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="step 4"):
+            made.check()
+    assert differences(kept(made), before) == []
+    assert [state["step"].item() for state in made.optimizer.state.values()] == [3.0] * len(made.parameters)
+    assert made.is_finite()
+    spoil_a_weight(made, float("inf"))
+    assert not made.is_finite()
+
+
+def test_an_update_that_was_broken_off_cannot_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = training()
+    advance(made, images(), 2)
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *_: 1 / 0)  # after the optimizer's step
+    with pytest.raises(ZeroDivisionError):
+        advance(made, images(), 1)
+    monkeypatch.undo()
+    assert not made.whole
+    with pytest.raises(RuntimeError, match="step 3"):
+        made.snapshot()
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_found_inf_and_grad_scale_of_the_fused_adam_are_heeded(found: float) -> None:
+    """They are no part of PyTorch's documented interface; its GradScaler sets them too."""
+    parameter, twin = (torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
+    adam, plain = (torch.optim.Adam([each], 0.1, fused=True) for each in (parameter, twin))
+    adam.grad_scale = None  # type: ignore[attr-defined]
+    adam.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    for step in range(3):
+        for each in (parameter, twin):
+            each.grad = torch.tensor([0.5, 3.0 + step])
+        adam.found_inf.fill_(found if step == 2 else 0.0)  # type: ignore[attr-defined]
+        adam.step()
+        if step < 2 or not found:
+            plain.step()
+    assert torch.equal(parameter, twin)
+    for key, value in plain.state[twin].items():
+        assert torch.equal(adam.state[parameter][key], value), key
 
 
 def test_a_learning_rate_far_too_high_ends_in_the_error_and_finite_weights() -> None:

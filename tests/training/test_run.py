@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import shutil
 import threading
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,14 @@ from PIL import Image
 import ddpm_cli
 from ddpm_cli.checkpoint import Provenance, StoredModel, newest, read_provenance, read_snapshot, run_lock, verify
 from ddpm_cli.core.pixels import grid, sheet_scale
-from ddpm_cli.errors import ArgumentError, DdpmError, DivergedError, InputError, LockedError
+from ddpm_cli.errors import ArgumentError, DdpmError, DiskError, DivergedError, InputError, LockedError
 from ddpm_cli.training.run import Cadence, Progress, check_folder, run
 from helpers.checkpoints import differences
 from helpers.models import DIFFUSION, random_unet
 from helpers.process import Ddpm
 from helpers.runs import NETWORK, QUIET, TRAIN, config_of, final, go, images
+
+CPU = torch.device("cpu")
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -68,7 +72,9 @@ def test_what_is_in_a_run_folder(tmp_path: Path) -> None:
     assert [p.step for p in progress] == [*range(11), 10]
     assert [p.step for p in progress if p.advanced] == list(range(1, 11))
     assert [p.step for p in progress if p.report] == [4, 8, 10]
-    assert [p.step for p in progress if p.checkpoint] == [3, 6, 9, 10]
+    saved = [(p.step, p.checkpoint) for p in progress if p.checkpoint]
+    assert [path for _, path in saved] == [final(tmp_path / "run", step) for step in (3, 6, 9, 10)]
+    assert all(step <= seen <= step + 3 for (seen, _), step in zip(saved, (3, 6, 9, 10), strict=True))
     assert [p.step for p in progress if p.preview] == [5, 10]
     names = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
     assert names == {"config.json", "metrics.jsonl", "samples", "checkpoints"}
@@ -239,7 +245,7 @@ def test_stopped_before_the_first_step(tmp_path: Path, uninterrupted: Path) -> N
     stop = threading.Event()
     stop.set()
     data = images()
-    seen = list(run(tmp_path / "run", config_of(data), QUIET, data, torch.device("cpu"), None, stop))
+    seen = list(run(tmp_path / "run", config_of(data), QUIET, data, CPU, None, stop))
     assert [p.step for p in seen] == [0, 0]
     assert steps_of(tmp_path / "run") == [0]
     go(tmp_path / "run")
@@ -369,7 +375,7 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
 
 def test_a_run_that_is_training_is_locked(tmp_path: Path) -> None:
     data = images()
-    first = run(tmp_path / "run", config_of(data), QUIET, data, torch.device("cpu"), None, threading.Event())
+    first = run(tmp_path / "run", config_of(data), QUIET, data, CPU, None, threading.Event())
     next(first)
     next(first)
     with pytest.raises(LockedError, match=f"process {os.getpid()} on "):
@@ -389,6 +395,41 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(tmp_path: Path) ->
     assert all(torch.isfinite(tensor).all() for tensor in read_snapshot(latest).weights.values())
     with run_lock(tmp_path / "run"):
         pass  # the lock is free
+
+
+def test_an_update_that_was_broken_off_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lerp, calls = torch._foreach_lerp_, count(1)
+
+    def fail_at_the_fifth(*arguments: Any) -> None:
+        if next(calls) == 5:
+            raise MemoryError
+        lerp(*arguments)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", fail_at_the_fifth)
+    with pytest.raises(MemoryError):
+        go(tmp_path / "run", replace(QUIET, save_every=2))
+    assert steps_of(tmp_path / "run") == [2, 4]
+    assert go(tmp_path / "run")[0].step == 4
+
+
+def test_a_save_that_fails_ends_the_run_and_the_folder_can_be_used_again(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    data = images()
+    cadence = replace(QUIET, steps=500, save_every=2)
+    events = run(tmp_path / "run", config_of(data), cadence, data, CPU, None, threading.Event())
+    assert next(event for event in events if event.checkpoint).checkpoint == final(tmp_path / "run", 2)
+    monkeypatch.setattr("os.fsync", full)  # while step 4 is being saved, or soon after
+    with pytest.raises(DiskError, match=r"step-0000000[46]") as caught:
+        next(event for event in events if event.step > 8)
+    assert caught.value.exit_code == 7
+    monkeypatch.undo()
+    assert steps_of(tmp_path / "run") in ([2], [2, 4])
+    go(tmp_path / "run")
+    assert differences(read_snapshot(final(tmp_path / "run", 12)), read_snapshot(final(uninterrupted, 12))) == []
 
 
 # The same as a process: exit codes and words.

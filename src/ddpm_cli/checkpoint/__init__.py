@@ -16,16 +16,32 @@ from .layout import (
     weights_file,
     write_unpickled,
 )
-from .store import MANIFEST, MOMENTS, Snapshot, check_new, newest, publish, read_snapshot, run_lock, save_model, verify
+from .saver import STAGED_BYTES, Saver
+from .store import (
+    MANIFEST,
+    MODEL_FILES,
+    MOMENTS,
+    Snapshot,
+    check_new,
+    newest,
+    publish,
+    read_snapshot,
+    run_lock,
+    save_model,
+    verify,
+)
 
 __all__ = [
     "MANIFEST",
     "MAX_JSON_BYTES",
+    "MODEL_FILES",
     "MOMENTS",
     "NOTES",
     "PICKLED_WEIGHTS",
+    "STAGED_BYTES",
     "WEIGHTS",
     "Provenance",
+    "Saver",
     "Snapshot",
     "StoredModel",
     "check_new",

@@ -9,15 +9,15 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from ..config import DiffusionConfig, UNetConfig
-from ..core.files import disk_errors, printable, require_file, sha256, sync
+from ..core.files import Written, disk_errors, printable, require_file, sha256, sync, write_new
 from ..errors import ArgumentError, DiskError, InputError, LockedError
 from . import weights
 from .layout import DOCUMENTS, WEIGHTS, Provenance, StoredModel, describe, read_json, read_model
@@ -29,6 +29,7 @@ SCHEMA = 1
 NOTHING_KNOWN = Provenance()
 MANIFEST = "MANIFEST.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MODEL_FILES = (*DOCUMENTS, f"unet/{WEIGHTS}")  # those that a model is read from; the others are for training
 _MODEL, _OPTIMIZER, _STATE = "train/model.safetensors", "train/optimizer.safetensors", "train/state.json"
 _STAGED = ".tmp-"
 _RETIRED = ".trash-"
@@ -57,7 +58,9 @@ class Snapshot:
 
 
 def publish(run: Path, snapshot: Snapshot, *, keep: int, past: Provenance = NOTHING_KNOWN) -> Path:
-    """Write ``checkpoints/step-XXXXXXXX``, whole or not at all, then retire all but the ``keep`` newest valid ones.
+    """Write ``checkpoints/step-XXXXXXXX``, whole or not at all, then retire all but the ``keep`` newest.
+
+    Checkpoints of which a file is missing or has another size than its manifest says are neither counted nor retired.
 
     Args:
         past: what is known of the run besides its step.
@@ -70,7 +73,7 @@ def publish(run: Path, snapshot: Snapshot, *, keep: int, past: Provenance = NOTH
     """
     final = _folder(run, snapshot.step)
     if final.exists():
-        if _is_valid(final):
+        if _is_valid(final, hashed=None):
             return final
         _retire(final)
     with _staged(final) as staged:
@@ -124,8 +127,11 @@ def _staged(final: Path) -> Iterator[Path]:
             raise
 
 
-def newest(run: Path) -> Path | None:
+def newest(run: Path, *, hashed: Collection[str] | None = None) -> Path | None:
     """The newest checkpoint that verifies, or None where there is none yet. Each newer one that does not is warned of.
+
+    Args:
+        hashed: as `verify` takes it.
 
     Raises:
         InputError: there are checkpoints, and not one is valid. A run is never started over in silence.
@@ -134,10 +140,10 @@ def newest(run: Path) -> Path | None:
     candidates = _checkpoints(run)
     for folder in candidates:
         try:
-            verify(folder)
+            verify(folder, hashed=hashed)
         except InputError as error:
             if not folder.exists():  # retired meanwhile by a trainer that has published a newer one
-                return newest(run)
+                return newest(run, hashed=hashed)
             reasons.append(str(error))
         else:
             for reason in reasons:
@@ -151,8 +157,11 @@ def newest(run: Path) -> Path | None:
     return None
 
 
-def verify(folder: Path) -> int:
-    """Compare every file of a checkpoint with its manifest.
+def verify(folder: Path, *, hashed: Collection[str] | None = None) -> int:
+    """Compare every file of a checkpoint with its manifest, by size, and by SHA-256, for which it is read.
+
+    Args:
+        hashed: compare the SHA-256 of these files only, such as `MODEL_FILES`; None for all.
 
     Returns:
         the checkpoint's step.
@@ -172,7 +181,7 @@ def verify(folder: Path) -> int:
     for name, entry in files.items():
         path = folder / name
         try:
-            _verify_file(path, entry if isinstance(entry, dict) else {})
+            _verify_file(path, entry if isinstance(entry, dict) else {}, hashed is None or name in hashed)
         except OSError as error:
             raise InputError(f"{printable(path)} cannot be read: {error.strerror}") from error
     return step
@@ -245,47 +254,40 @@ def _remove_leftovers(run: Path) -> None:
 
 def _write_model(
     staged: Path, unet: UNetConfig, diffusion: DiffusionConfig, tensors: Tensors, provenance: Provenance
-) -> None:
+) -> dict[str, Written]:
     for folder in ("unet", "scheduler"):
         (staged / folder).mkdir(parents=True)
-    for name, document in describe(unet, diffusion, provenance).items():
-        _write_text(staged / name, json.dumps(document, indent=2) + "\n")
-    weights.write(staged / "unet" / WEIGHTS, tensors)
+    documents = describe(unet, diffusion, provenance)
+    files = {name: _write_json(staged / name, document) for name, document in documents.items()}
+    files[f"unet/{WEIGHTS}"] = weights.write(staged / "unet" / WEIGHTS, tensors)
     for folder in ("unet", "scheduler", "."):
         sync(staged / folder)
+    return files
 
 
 def _write(staged: Path, snapshot: Snapshot, past: Provenance) -> None:
     provenance = replace(past, step=snapshot.step, average=True)
-    _write_model(staged, snapshot.unet, snapshot.diffusion, snapshot.ema, provenance)
+    files = _write_model(staged, snapshot.unet, snapshot.diffusion, snapshot.ema, provenance)
     (staged / "train").mkdir()
     state = {"step": snapshot.step, "loss_sum": snapshot.loss_sum, "loss_count": snapshot.loss_count}
-    _write_text(staged / _STATE, json.dumps(state, indent=2) + "\n")
-    weights.write(staged / _MODEL, snapshot.weights)
-    weights.write(staged / _OPTIMIZER, snapshot.optimizer)
-    files = {
-        path.relative_to(staged).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(staged.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"schema": SCHEMA, "step": snapshot.step, "files": files}
-    _write_text(staged / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    files[_STATE] = _write_json(staged / _STATE, state)
+    files[_MODEL] = weights.write(staged / _MODEL, snapshot.weights)
+    files[_OPTIMIZER] = weights.write(staged / _OPTIMIZER, snapshot.optimizer)
+    listed = {name: asdict(files[name]) for name in sorted(files)}
+    _write_json(staged / MANIFEST, {"schema": SCHEMA, "step": snapshot.step, "files": listed})
     for name in ("train", "."):
         sync(staged / name)
 
 
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_json(path: Path, document: Mapping[str, Any]) -> Written:
+    return write_new(path, [json.dumps(document, indent=2).encode() + b"\n"])
 
 
 def _prune(run: Path, published: Path, keep: int) -> None:
-    """Retire all but the newest ``keep`` valid checkpoints; nothing is read where there are no more than that."""
+    """Retire all but the newest ``keep`` checkpoints that are as large as their manifests say."""
     folders = _checkpoints(run)
     if len(folders) > keep:
-        valid = [folder for folder in folders if folder == published or _is_valid(folder)]
+        valid = [folder for folder in folders if folder == published or _is_valid(folder, hashed=())]
         for folder in valid[max(keep, 1) :]:
             _retire(folder)
 
@@ -298,9 +300,9 @@ def _retire(folder: Path) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def _is_valid(folder: Path) -> bool:
+def _is_valid(folder: Path, *, hashed: Collection[str] | None) -> bool:
     try:
-        verify(folder)
+        verify(folder, hashed=hashed)
     except InputError:
         return False
     return True
@@ -318,12 +320,12 @@ def _folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+def _verify_file(path: Path, expected: Mapping[str, Any], hashed: bool) -> None:
     require_file(path)
     size = path.stat().st_size
     if size != expected.get("size"):
         raise InputError(f"{printable(path)} has {size} bytes; its manifest says {expected.get('size')}")
-    if sha256(path) != expected.get("sha256"):
+    if hashed and sha256(path) != expected.get("sha256"):
         raise InputError(f"{printable(path)} was altered: its SHA-256 is not the manifest's")
 
 

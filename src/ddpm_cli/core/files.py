@@ -11,9 +11,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError, DiskError, InputError
+
+Buffer = bytes | memoryview
 
 _REASONS = {
     errno.ENOSPC: "no space left on the disk",
@@ -117,6 +120,32 @@ def write_file(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written: its size in bytes, and the SHA-256 of its content in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+def write_new(path: Path, parts: Iterable[Buffer]) -> Written:
+    """Write a new file part by part and flush it to the disk; it is hashed meanwhile, so that nobody need read it back.
+
+    Other threads run while a part of more than a few kilobytes is hashed or written.
+
+    Raises:
+        DiskError: the disk is full, or refuses otherwise; or the file is there already.
+    """
+    digest, size = hashlib.sha256(), 0
+    with disk_errors(path), path.open("xb") as file:
+        for part in parts:
+            digest.update(part)
+            size += file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return Written(size, digest.hexdigest())
 
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:

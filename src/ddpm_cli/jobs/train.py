@@ -186,7 +186,7 @@ class Job:
             if last.preview:
                 screen.detail(f"step {last.step:,}: preview {last.preview}")
             if last.checkpoint:
-                screen.detail(f"step {last.step:,}: saved {last.checkpoint}")
+                screen.detail(f"saved {last.checkpoint}")
         return Progress(last.step, checkpoint=checkpoint)
 
     def _conclude(self, screen: Screen, last: Progress, what: Plan, received: int | None) -> int:

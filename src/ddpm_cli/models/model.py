@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..checkpoint import MANIFEST, Provenance, StoredModel, is_model_folder, newest, read_model, verify
+from ..checkpoint import MANIFEST, MODEL_FILES, Provenance, StoredModel, is_model_folder, newest, read_model, verify
 from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from ..core.distributed import ALONE, World
 from ..core.files import printable
@@ -276,7 +276,7 @@ def _read_folder(path: Path, spec: str) -> StoredModel:
     if (path / "checkpoints").is_dir():
         return _read_run(path, spec)
     if (path / MANIFEST).is_file():
-        verify(path)
+        verify(path, hashed=MODEL_FILES)
     if is_model_folder(path):
         return read_model(path, spec)
     raise InputError(
@@ -286,7 +286,7 @@ def _read_folder(path: Path, spec: str) -> StoredModel:
 
 def _read_run(folder: Path, spec: str) -> StoredModel:
     """The newest checkpoint of a run; a trainer may retire one while it is read."""
-    while (checkpoint := newest(folder)) is not None:
+    while (checkpoint := newest(folder, hashed=MODEL_FILES)) is not None:
         try:
             return read_model(checkpoint, spec)
         except InputError:

@@ -122,8 +122,11 @@ class Training:
         self.parameters: list[torch.Tensor] = list(self.unet.parameters())
         self._ema_parameters: list[torch.Tensor] = list(self.ema_unet.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, config.lr, ADAM_BETAS, ADAM_EPS, fused=True)
-        # Once set, every later update of the weights is void: what a non-finite step would have destroyed stays as it
-        # was, and the host need not wait for a GPU at each step to know.
+        # Whether the tensors are those of one step; not so within an update, nor after one that was broken off.
+        self.whole = True
+        # Once found_inf is set, every later update is void: what a non-finite step would have destroyed stays as it
+        # was, and the host need not wait for a GPU at each step to know. A CPU knows at once.
+        self._knows_at_once = device.type == "cpu"
         self._found_inf = torch.zeros((), device=device)
         self._bad_step = torch.zeros((), device=device)
         self._loss_sum = torch.zeros((), device=device)
@@ -177,7 +180,13 @@ class Training:
             world.broadcast(tensors)
 
     def snapshot(self) -> Snapshot:
-        """Everything that `restore` needs, and the folder format holds."""
+        """Everything that `restore` needs, and the folder format holds. The tensors are those in training, no copies.
+
+        Raises:
+            RuntimeError: the last update was broken off, so the tensors are not those of one step.
+        """
+        if not self.whole:
+            raise RuntimeError(f"step {self.step + 1} was broken off, so there is nothing to be saved")
         optimizer = {
             f"{name}.{moment}": self.optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
             for name, parameter in self.unet.named_parameters()
@@ -223,14 +232,22 @@ class Training:
         """Stop if a loss or gradient was not finite. On a GPU this waits for the steps that are under way.
 
         Raises:
-            DivergedError: names the first such step; the weights are those from before it.
+            DivergedError: names the first such step. The training is as it was before it, and can be saved.
         """
         if self._found_inf.item():
             step = int(self._bad_step.item())
+            self._loss_count -= self.step - (step - 1)  # the void steps since, of which the host did not know
+            self.step = step - 1
             raise DivergedError(
                 f"step {step}: the loss or its gradient is not finite, so the weights were not updated; "
                 f"try a lower --lr (it was {self.config.lr_at(step):g}) or --precision fp32"
             )
+
+    def is_finite(self) -> bool:
+        """Whether all weights, averages and moments are finite numbers. On a GPU this waits for them."""
+        tensors = [*self.parameters, *self._ema_parameters]
+        tensors += [state[moment] for state in self.optimizer.state.values() for moment in MOMENTS if moment in state]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
     def report(self, seconds: float, images_per_second: float) -> StepReport:
         """The means since the last report, which is a point where the host waits for the device."""
@@ -288,16 +305,25 @@ class Training:
         bad = ~torch.isfinite(self._grad_norm + loss)
         self._bad_step.copy_(torch.where(bad & (self._found_inf == 0), float(step), self._bad_step))
         self._found_inf.copy_(torch.maximum(self._found_inf, bad.float()))
-        on_cpu = self.device.type == "cpu"
-        if on_cpu:
+        if self._knows_at_once:
             self.check()
-        if not on_cpu or self._grad_norm > config.grad_clip:  # a GPU would have to be waited for
+        if not self._knows_at_once or self._grad_norm > config.grad_clip:  # a GPU would have to be waited for
             torch.nn.utils.clip_grads_with_norm_(self.parameters, config.grad_clip, self._grad_norm, foreach=True)
+        self.whole = False
         self.optimizer.step()
-        torch._foreach_lerp_(self._ema_parameters, self.parameters, 1 - config.ema_at(step))
-        self._loss_sum += loss
+        if self._knows_at_once:
+            torch._foreach_lerp_(self._ema_parameters, self.parameters, 1 - config.ema_at(step))
+            self._loss_sum += loss
+        else:
+            # The same, or nothing if the step is void, which a rate that the host knows could not say.
+            good = 1 - self._found_inf
+            change = torch._foreach_sub(self.parameters, self._ema_parameters)
+            torch._foreach_mul_(change, good * (1 - config.ema_at(step)))
+            torch._foreach_add_(self._ema_parameters, change)
+            self._loss_sum += torch.where(good > 0, loss, 0.0)
         self._loss_count += 1
         self.step = step
+        self.whole = True
 
 
 def train(

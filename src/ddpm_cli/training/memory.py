@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..checkpoint import STAGED_BYTES
 from ..config import UNetConfig
 from ..core.distributed import World, processes_here
 from ..errors import ArgumentError, InputError
@@ -59,7 +60,7 @@ def fit(plan: Plan, device: torch.device, world: World) -> Execution:
     part = -(-batch // whole.accumulate)
     free = available_memory(device)
     if device.type == "cpu":
-        free -= batch * prepared_bytes(config.unet)
+        free -= batch * prepared_bytes(config.unet) + STAGED_BYTES * parameter_count(config.unet)
     if world.size > 1:
         free -= BYTES_SHARED * parameter_count(config.unet)
     need = arithmetic(config, part)

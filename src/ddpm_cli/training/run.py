@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..checkpoint import Provenance, StoredModel, newest, publish, read_json, read_provenance, read_snapshot, run_lock
+from ..checkpoint import Provenance, Saver, StoredModel, newest, read_json, read_provenance, read_snapshot, run_lock
 from ..config import DiffusionConfig, TrainConfig, UNetConfig
 from ..core.files import check_space, disk_errors, printable, write_file
 from ..core.pixels import encode_png, grid, grid_shape, sheet_scale, to_image
@@ -89,9 +89,10 @@ class Progress:
 
     Args:
         step: where training is.
-        advanced: whether a step was done; not so at the start, and at the end's checkpoint.
+        advanced: whether a step was done; not so at the start, and for the checkpoint at the end.
         report: at the steps that are logged.
-        checkpoint: the folder, where one was written; ``preview`` the picture, where one was made.
+        checkpoint: the folder of the last one that was saved since the event before, perhaps of an earlier step, as
+            training continues while it is written; ``preview`` is the picture, where one was made.
         compiled: what compiling the network came to, at the start of a run that was to do that.
     """
 
@@ -233,49 +234,55 @@ def _steps(
     deadline = None if cadence.max_time is None else time.monotonic() + cadence.max_time
     writes, begun, saved = world.rank == 0, training.step, training.step
 
-    def save() -> Path | None:
-        nonlocal saved
-        saved = training.step
-        return publish(folder, training.snapshot(), keep=cadence.keep, past=past) if writes else None
-
     def ends() -> bool:
         late = deadline is not None and time.monotonic() > deadline
         return stop.is_set() or (late and training.step > begun)  # or a start that takes longer would never get on
 
-    try:
-        for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=ends):
-            step = training.step
-            if writes and report and cadence.log_every:
-                _append(folder / "metrics.jsonl", report)
-            checkpoint = None
-            if _due(step, cadence.save_every):
-                training.check()
-                checkpoint = save()
-            preview = _preview(folder, training) if writes and _due(step, cadence.sample_every) else None
-            yield Progress(step, True, report, checkpoint, preview)
-    except Exception as error:
-        if saved < training.step and _is_whole(training, error):
+    with Saver(folder, keep=cadence.keep, past=past) as saver:
+
+        def save() -> None:
+            nonlocal saved
+            saved = training.step
+            if writes:
+                saver.begin(training.snapshot())
+
+        try:
+            for report in train(training, images, steps=cadence.steps, log_every=cadence.log_every, stop=ends):
+                step = training.step
+                if writes and report and cadence.log_every:
+                    _append(folder / "metrics.jsonl", report)
+                due = step < cadence.steps and _due(step, cadence.save_every)
+                checkpoint = saver.finished(wait=due)
+                if due:
+                    training.check()
+                    save()
+                preview = _preview(folder, training) if writes and _due(step, cadence.sample_every) else None
+                yield Progress(step, True, report, checkpoint, preview)
+        except Exception as error:
+            if _is_whole(training, error) and saved < training.step:
+                save()
+            raise
+        preview = None
+        if saved != training.step or saved == 0:
+            training.check()
             save()
-        raise
-    if saved != training.step or saved == 0:
-        training.check()
-        checkpoint = save()
-        missing = writes and cadence.sample_every and not _due(training.step, cadence.sample_every)
-        preview = _preview(folder, training) if missing and not stop.is_set() else None
+            missing = writes and cadence.sample_every and not _due(training.step, cadence.sample_every)
+            preview = _preview(folder, training) if missing and not stop.is_set() else None
+        checkpoint = saver.finished(wait=True)
+    if checkpoint or preview:
         yield Progress(training.step, False, None, checkpoint, preview)
 
 
 def _is_whole(training: Training, error: Exception) -> bool:
-    """Whether a training can be saved after an error: on a GPU, steps may be under way that went wrong or never end."""
-    if training.device.type == "cpu":
-        return True
-    if not isinstance(error, DdpmError) or (isinstance(error, PeerError) and error.lost):
+    """Whether a training can be saved after an error: on a GPU, steps may be under way that never end."""
+    if not training.whole:
         return False
-    try:
+    on_cpu, ours = training.device.type == "cpu", isinstance(error, DdpmError)
+    if not on_cpu and (not ours or (isinstance(error, PeerError) and error.lost)):
+        return False
+    with contextlib.suppress(DivergedError):  # then it is as it was before the step that is void
         training.check()
-    except DivergedError:
-        return False
-    return True
+    return training.is_finite()
 
 
 def _preview(folder: Path, training: Training) -> Path:
