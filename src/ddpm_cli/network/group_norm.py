@@ -1,4 +1,10 @@
-"""Group normalisation in float32, by whichever of the CPU's kernels is exact and fast for an input."""
+"""Group normalisation in float32, by whichever of the CPU's kernels is fast for an input, and always exact.
+
+The CPU's kernels for channels_last compute the variance of a group as E[x^2] - E[x]^2, in float32: its relative error
+grows with the square of the mean over the standard deviation, and the variance is lost altogether where that is 1000.
+(Those for contiguous tensors, and the GPU's, subtract the mean first.) An input whose mean is large against its spread
+is therefore normalised again without its mean, which changes neither the result nor its gradient.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-MANY_PIXELS = 32 * 32  # beyond which a norm is taken with care on a CPU
+MANY_PIXELS = 32 * 32  # beyond which a norm is computed by channels on a CPU
+LARGE_MEAN = 4  # standard deviations, from which on a mean is subtracted; those of trained networks stay below 2
 WIDE_GROUP = 16  # channels, from which on its kernel for bfloat16 is fast
 WIDE = 128  # channels, from which on a conversion takes no time beside the convolutions around it
 AT_ONCE = 2**18  # numbers that are converted at once: they are still in the processor's cache when they are used
@@ -22,16 +29,16 @@ class _Frugal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, fast: bool) -> Tensor:
-        batch, channels, height, width = x.shape
-        shape = channels, height * width, groups
-        y, mean, rstd = torch.native_group_norm(x if fast else x.float(), weight, bias, batch, *shape, eps)
-        ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.shape = shape
+        y, mean, rstd, center = _normalized(x if fast else x.float(), weight, bias, groups, eps)
+        ctx.save_for_backward(x, weight, mean, rstd, center)
+        ctx.shape = x.shape[1], x.shape[2] * x.shape[3], groups
         return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd = ctx.saved_tensors
+        x, weight, mean, rstd, center = ctx.saved_tensors
+        if center is not None:
+            x = x - center
         # The kernel takes it for granted that both are laid out alike.
         last = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
@@ -50,6 +57,36 @@ class _Frugal(torch.autograd.Function):
         return dx, d_weight, d_bias, None, None, None
 
 
+def _normalized(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The kernel's result, mean and 1 / standard deviation, of x or of what is left of x after ``center`` is taken off.
+
+    Args:
+        x: (B, C, H, W), on a CPU.
+
+    Returns:
+        (y, mean, rstd, center); mean and rstd are (B, groups), center is None or float32 (B, C, 1, 1).
+    """
+    batch, channels, height, width = x.shape
+    shape = batch, channels, height * width, groups
+    y, mean, rstd = torch.native_group_norm(x, weight, bias, *shape, eps)
+    if not _is_large(mean, rstd):
+        return y, mean, rstd, None
+    center = _of_channels(mean, channels)
+    return *torch.native_group_norm(x.float() - center, weight, bias, *shape, eps), center
+
+
+def _is_large(mean: Tensor, rstd: Tensor) -> bool:
+    # Compiled code cannot branch on numbers, and need not: its own variance does not cancel.
+    return not torch.compiler.is_compiling() and (mean.detach() * rstd.detach()).abs().max().item() >= LARGE_MEAN
+
+
+def _of_channels(mean: Tensor, channels: int) -> Tensor:
+    """(B, C, 1, 1) of what is (B, groups), without a gradient: the result does not depend on what is taken off."""
+    return mean.detach().repeat_interleave(channels // mean.shape[1], 1)[:, :, None, None]
+
+
 class GroupNorm(nn.GroupNorm):
     """Group normalisation computed in float32 and returned in the precision of its input.
 
@@ -65,19 +102,24 @@ class GroupNorm(nn.GroupNorm):
         if on_cpu and x.dtype == torch.bfloat16 and (fast or x.shape[1] >= WIDE):
             settings = self.weight, self.bias, self.num_groups, self.eps, fast
             return cast(Tensor, _Frugal.apply(x, *settings))  # type: ignore[no-untyped-call]
+        if on_cpu:
+            return _normalized(x.float(), self.weight, self.bias, self.num_groups, self.eps)[0].to(x.dtype)
         # nn.GroupNorm refuses a single value per group, which is all that one small image may have at 1x1.
         return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
     def _by_channels(self, x: Tensor) -> Tensor:
         """The same from the mean and variance of each channel, which PyTorch adds up in many parts.
 
-        The CPU's kernel for channels_last adds up all of a group in one float32, and at 256x256 loses two of its seven
-        digits.
+        The CPU's kernel for channels_last adds up all of a channel in one float32, and at 256x256 loses a digit or two
+        of its seven even where the mean is 0.
         """
         groups = self.num_groups
         variance, mean = (each.reshape(len(x), groups, -1) for each in torch.var_mean(x, (2, 3), correction=0))
         group_mean = mean.mean(2, keepdim=True)
         group_variance = (variance + (mean - group_mean).square()).mean(2, keepdim=True)
-        scale = torch.rsqrt(group_variance + self.eps) * self.weight.reshape(groups, -1)
+        rstd = torch.rsqrt(group_variance + self.eps)
+        if _is_large(group_mean, rstd):
+            return self._by_channels(x - _of_channels(group_mean[..., 0], x.shape[1]))
+        scale = rstd * self.weight.reshape(groups, -1)
         shift = self.bias.reshape(groups, -1) - group_mean * scale
         return torch.addcmul(shift.flatten(1)[:, :, None, None], x, scale.flatten(1)[:, :, None, None])
