@@ -15,7 +15,7 @@ from ddpm_cli.data import Images, open_images
 from ddpm_cli.diffusion.process import Diffusion
 from ddpm_cli.evaluation.bits_per_dim import PartialBound, Protocol, measure
 from ddpm_cli.models.model import load
-from ddpm_cli.network.denoiser import Denoiser, Precision, choose_device
+from ddpm_cli.network.denoiser import NetworkDenoiser, Precision, choose_device
 from ddpm_cli.network.unet import UNet
 from ddpm_cli.training.presets import PRESETS
 
@@ -98,7 +98,7 @@ def _rows(case: Case, precision: Precision, device: torch.device) -> Iterator[tu
 def _ours(case: Case, precision: Precision, device: torch.device) -> Callable[[], object]:
     keep_freed_memory()  # as the command does
     choose_device(str(device))
-    denoiser, diffusion, images = Denoiser(case.unet(device), precision), case.diffusion(), case.images()
+    denoiser, diffusion, images = NetworkDenoiser(case.unet(device), precision), case.diffusion(), case.images()
 
     def run() -> None:
         tally = PartialBound(Protocol(len(images), diffusion.schedule.T))

@@ -66,7 +66,7 @@ class _Seen:
 def random_unet(config: UNetConfig, device: torch.device) -> UNet:
     """A network for inference whose weights are those of the first step of a training."""
     unet = build(replace(config, dropout=0.0), device)
-    init_weights(unet, torch.Generator().manual_seed(0))
+    init_weights(unet, 0)
     return unet.eval().requires_grad_(False)
 
 

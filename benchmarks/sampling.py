@@ -19,7 +19,7 @@ from ddpm_cli.data import Images, open_images
 from ddpm_cli.diffusion.process import Diffusion
 from ddpm_cli.evaluation import bits_per_dim
 from ddpm_cli.models.model import Model, builtin_folder, load
-from ddpm_cli.network.denoiser import Denoiser, Precision, choose_device, choose_precision
+from ddpm_cli.network.denoiser import NetworkDenoiser, Precision, choose_device, choose_precision
 from ddpm_cli.network.unet import UNet
 from ddpm_cli.sampling import generate
 from ddpm_cli.sampling.settings import Sampling
@@ -129,7 +129,7 @@ def _ours(case: Case, precision: Precision, device: torch.device) -> Callable[[]
     sampling = Sampling(case.sampler, steps=case.steps)
 
     def run() -> None:
-        chain = generate.chain(Denoiser(unet, precision), diffusion, sampling, shape, range(case.batch), device)
+        chain = generate.chain(NetworkDenoiser(unet, precision), diffusion, sampling, shape, range(case.batch), device)
         generate.pixels_of(generate.last(chain).x_t)
 
     return run

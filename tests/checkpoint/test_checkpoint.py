@@ -62,7 +62,7 @@ def random_unet(seed: int, config: UNetConfig) -> UNet:
     """A network in evaluation mode whose every weight matters."""
     generator = torch.Generator().manual_seed(seed)
     unet = build(config, "cpu").eval().requires_grad_(False)
-    init_weights(unet, generator)
+    init_weights(unet, seed)
     for parameter in unet.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return unet

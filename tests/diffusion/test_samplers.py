@@ -30,7 +30,7 @@ from ddpm_cli.diffusion.samplers import (
     repaint_walk,
 )
 from ddpm_cli.diffusion.schedule import Schedule, cosine, from_betas, linear
-from ddpm_cli.network.denoiser import Denoiser
+from ddpm_cli.network.denoiser import NetworkDenoiser
 from helpers.models import random_unet, tiny, write_model
 
 SEEDS = [0, 1, 20201123]
@@ -619,10 +619,13 @@ def test_whole_chains_of_a_network_are_those_of_diffusers_with_its_weights(name:
     generator, same_generator = (torch.Generator().manual_seed(20) for _ in range(2))
     chain = {
         "ddpm": lambda: ancestral(
-            d.respaced(steps), Denoiser(ours, "fp32"), x_T, lambda *_: torch.randn(x_T.shape, generator=same_generator)
+            d.respaced(steps),
+            NetworkDenoiser(ours, "fp32"),
+            x_T,
+            lambda *_: torch.randn(x_T.shape, generator=same_generator),
         ),
-        "ddim": lambda: ddim(d.respaced(steps), Denoiser(ours, "fp32"), x_T, noise),
-        "dpm++": lambda: dpm_solver_pp(d.respaced(steps), Denoiser(ours, "fp32"), x_T, noise),
+        "ddim": lambda: ddim(d.respaced(steps), NetworkDenoiser(ours, "fp32"), x_T, noise),
+        "dpm++": lambda: dpm_solver_pp(d.respaced(steps), NetworkDenoiser(ours, "fp32"), x_T, noise),
     }[name]()
     x_t = x_T
     with torch.inference_mode():

@@ -22,7 +22,7 @@ from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.errors import ArgumentError, InputError
 from ddpm_cli.evaluation.bits_per_dim import Bound, Floats, Pairs, PartialBound, Protocol, prior
 from ddpm_cli.evaluation.bits_per_dim import measure as run
-from ddpm_cli.network.denoiser import Denoiser
+from ddpm_cli.network.denoiser import NetworkDenoiser
 from helpers import paper_code
 from helpers.models import random_unet, tiny
 
@@ -136,7 +136,7 @@ def test_terms_do_not_depend_on_the_batch(batch_size: int) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_with_a_network_they_depend_on_it_by_roundings_alone(batch_size: int) -> None:
-    denoiser = Denoiser(random_unet(tiny(), 3), "fp32")
+    denoiser = NetworkDenoiser(random_unet(tiny(), 3), "fp32")
     images = random_images(3, shape=(8, 8, 1))
     for ours, expected in zip(
         table(denoiser, D, images, 3, batch_size=batch_size), table(denoiser, D, images, 3), strict=True

@@ -64,7 +64,7 @@ def tiny(channels: int = 1, size: tuple[int, int] = (8, 8)) -> UNetConfig:
 def random_unet(config: UNetConfig, seed: int) -> UNet:
     """A network whose every layer does something: matrices that keep the size of numbers, not the start of training."""
     unet, generator = build(config, "cpu"), torch.Generator().manual_seed(seed)
-    init_weights(unet, generator)
+    init_weights(unet, seed)
     for parameter in unet.parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)

@@ -17,7 +17,7 @@ from ddpm_cli.diffusion.process import Diffusion
 from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.diffusion.spacing import spaced_steps
 from ddpm_cli.errors import ArgumentError
-from ddpm_cli.network.denoiser import Denoiser
+from ddpm_cli.network.denoiser import NetworkDenoiser
 from ddpm_cli.sampling.generate import batches, chain, last, pixels_of, visited
 from ddpm_cli.sampling.settings import Sampling
 from helpers.models import random_unet, tiny
@@ -63,7 +63,7 @@ def test_an_image_does_not_depend_on_the_others_nor_on_their_order(sampling: Sam
 def test_with_a_network_batches_change_no_more_than_a_rounding(sampling: Sampling) -> None:
     # The convolutions of one image are added up in another order in another batch: 1e-6 at a step, 1e-5 at the end.
     # A level of uint8 is 8e-3 wide, so a pixel changes, by one level, only if it is that near to the edge of one.
-    denoiser = Denoiser(random_unet(tiny(), 5), "fp32")
+    denoiser = NetworkDenoiser(random_unet(tiny(), 5), "fp32")
 
     def make(indices: range) -> Tensor:
         return last(chain(denoiser, D, sampling, (1, 8, 8), indices, CPU)).x_t

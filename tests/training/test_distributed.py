@@ -53,7 +53,7 @@ def losses(run: Path) -> list[float]:
 def moved(snapshot: Snapshot) -> float:
     """How far the average of a run's weights is from its start."""
     start = build(snapshot.unet, "cpu")
-    init_weights(start, torch.Generator().manual_seed(rng.torch_seed(0, "init")))
+    init_weights(start, 0)
     return sum(float((w - snapshot.ema[name]).square().sum()) for name, w in start.state_dict().items()) ** 0.5
 
 

@@ -181,8 +181,9 @@ def loss_by_hand(network: UNet, data: Images, config: TrainConfig, step: int, pr
     x_0 = batch.images.permute(0, 3, 1, 2).float() / 127.5 - 1
     x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * batch.eps
     v = alpha_bar.sqrt() * batch.eps - (1 - alpha_bar).sqrt() * x_0
-    seeds = rng.integers(0, 2**63 - 1, config.batch_size, config.seed, "dropout", step)
-    masks = draw_masks(network.config, (x_t.shape[2], x_t.shape[3]), seeds, CPU, torch.float32)
+    names = [(step, row) for row in range(config.batch_size)]
+    shapes = network.dropout_shapes((x_t.shape[2], x_t.shape[3]))
+    masks = draw_masks(shapes, network.config.dropout, config.seed, names, CPU, torch.float32)
     output = network(x_t, torch.from_numpy(batch.t) - 1, masks)
     return torch.mean((output - {"eps": batch.eps, "x0": x_0, "v": v}[predict]) ** 2)
 

@@ -18,7 +18,7 @@ from ..checkpoint import Provenance
 from ..checkpoint.weights import Tensors
 from ..config import DiffusionConfig, UNetConfig
 from ..errors import ArgumentError, InputError
-from ..network.unet import sinusoids
+from ..network.embedding import sinusoids
 from .assemble import Measures, finish, measure, network, rename, residual, size_of
 from .format import Content, Converted, Format, Options
 

@@ -16,7 +16,7 @@ from ..checkpoint import Provenance
 from ..checkpoint.weights import Tensors
 from ..config import DiffusionConfig, UNetConfig
 from ..errors import InputError
-from ..network.unet import sinusoids
+from ..network.embedding import sinusoids
 from .assemble import finish, measure, network, rename, residual
 from .format import Content, Converted, Format, Options, named_tensors
 

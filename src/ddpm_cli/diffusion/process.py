@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
     import torch
 
     X = TypeVar("X", npt.NDArray[Any], torch.Tensor)
-    Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 Times = int | npt.NDArray[np.int64]
+
+
+class Denoiser(Protocol):
+    """``denoiser(x_t, t)``: all that the maths knows of a network. What wraps a denoiser is one again."""
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, /) -> torch.Tensor:
+        """What the network says of x_t (B, C, H, W) at the paper's t = 1..T, int64 (B,): see `Diffusion.predict`."""
+        ...
 
 
 def at(table: Table, t: Times, x: X) -> X | float:

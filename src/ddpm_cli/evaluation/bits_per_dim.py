@@ -22,9 +22,8 @@ from ..core.distributed import ALONE, World
 from ..core.pixels import to_float
 from ..data import Images
 from ..diffusion import bound
-from ..diffusion.process import Diffusion, Reverse, p_theta, q_sample
+from ..diffusion.process import Denoiser, Diffusion, Reverse, p_theta, q_sample
 from ..errors import ArgumentError, InputError
-from ..network.denoiser import Denoiser
 
 MAX_BLOCKS = 128  # of which sums are kept
 BLOCK_TERMS = 4096  # at least, so that a batch that is cut at a block's end is the exception

@@ -19,7 +19,7 @@ from ..config import DiffusionConfig
 from ..core.files import printable, write_file
 from ..data import Images
 from ..errors import ArgumentError, InputError
-from ..network.denoiser import Denoiser
+from ..network.denoiser import NetworkDenoiser
 from .bits_per_dim import PartialBound, Protocol
 
 SCHEMA = 1
@@ -49,7 +49,9 @@ class MeasurementKey:
     protocol: Protocol
 
     @classmethod
-    def of(cls, denoiser: Denoiser, diffusion: DiffusionConfig, images: Images, protocol: Protocol) -> MeasurementKey:
+    def of(
+        cls, denoiser: NetworkDenoiser, diffusion: DiffusionConfig, images: Images, protocol: Protocol
+    ) -> MeasurementKey:
         """The key of a measurement to be; ``diffusion`` says whether x_0_hat is clipped in it."""
         digest = hashlib.sha256()
         for name, tensor in denoiser.unet.state_dict().items():

@@ -24,7 +24,7 @@ from ..diffusion.process import FROM_X_0, Diffusion, p_theta
 from ..diffusion.samplers import Step
 from ..errors import ArgumentError, InputError
 from ..evaluation.bits_per_dim import Bound, PartialBound, Protocol, measure, prior
-from ..network.denoiser import Denoiser, choose_device, choose_precision
+from ..network.denoiser import NetworkDenoiser, choose_device, choose_precision
 from ..network.unet import build
 from ..sampling import generate
 from ..sampling.generate import Start
@@ -53,7 +53,7 @@ class Model:
     unet_config: UNetConfig
     diffusion_config: DiffusionConfig
     diffusion: Diffusion
-    denoiser: Denoiser
+    denoiser: NetworkDenoiser
     device: torch.device
 
     @property
@@ -142,7 +142,7 @@ class Model:
             images = Images.from_array(images)
         self.check_fits(images)
         tally = PartialBound(Protocol(len(images), self.diffusion.schedule.T, terms, seed))
-        exact = replace(self, denoiser=Denoiser(self.denoiser.unet, "fp32"))
+        exact = replace(self, denoiser=NetworkDenoiser(self.denoiser.unet, "fp32"))
         for _ in exact.measure(images, tally, batch_size=batch_size):
             pass
         return tally.bound(prior(self.diffusion, images, len(images)))
@@ -200,7 +200,7 @@ def ready(stored: StoredModel, *, device: str, precision: str) -> Model:
         unet_config=stored.unet,
         diffusion_config=stored.diffusion,
         diffusion=Diffusion.from_config(stored.diffusion),
-        denoiser=Denoiser(unet, choose_precision(precision, place, stored.diffusion.predict)),
+        denoiser=NetworkDenoiser(unet, choose_precision(precision, place, stored.diffusion.predict)),
         device=place,
     )
 

@@ -14,24 +14,33 @@ from .unet import UNet
 Precision = Literal["fp32", "bf16"]
 
 
-class Denoiser:
+class NetworkDenoiser:
     """``denoiser(x_t, t)``: the network's float32 output for the paper's t = 1..T, int64 (B,).
 
     The network counts its steps from 0, so it is asked at t - 1. Its weights stay float32; with ``bf16`` its
     convolutions and matrix products are computed in bfloat16 under autocast.
 
-    Args:
-        masks: for dropout in training, from `draw_masks`, of as many images as will be asked about.
+    The maths knows it as a `diffusion.process.Denoiser`. In training, ``functools.partial(denoiser, masks=masks)`` is
+    the denoiser of a micro-batch.
     """
 
-    def __init__(self, unet: UNet, precision: Precision, masks: Sequence[torch.Tensor] = ()) -> None:
+    def __init__(self, unet: UNet, precision: Precision) -> None:
         self.unet = unet
         self.precision = precision
-        self.masks = masks
 
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, masks: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """The network's output.
+
+        Args:
+            x_t: (B, C, H, W) float32.
+            t: the paper's t, 1..T, int64 (B,).
+            masks: for dropout of these images, from `draw_masks`.
+
+        Returns:
+            (B, C, H, W) float32, or (B, 2 C, H, W) if the variance is learned.
+        """
         with self._autocast(x_t.device.type):
-            output: torch.Tensor = self.unet(x_t, t - 1, self.masks)
+            output: torch.Tensor = self.unet(x_t, t - 1, masks)
         return output.float()
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[object]:

@@ -48,6 +48,7 @@ class ResBlock(nn.Module):
         self.scale = scale
         self.kept = kept(config.dropout)
         self.resample = resample
+        self.descends = int(resample is halve) - int(resample is double)  # levels, for `UNet.dropout_shapes`
         self.activation = ACTIVATIONS[config.act_fn]
         self.norm1 = GroupNorm(config.norm_num_groups, in_channels, config.norm_eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -93,6 +94,8 @@ def double(x: Tensor) -> Tensor:
 class Downsample(nn.Module):
     """A convolution of stride 2. With padding 0 a row of zeros stands below and right only, as in the paper's code."""
 
+    descends = 1  # levels, for `UNet.dropout_shapes`
+
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
         self.pad = padding == 0
@@ -104,6 +107,8 @@ class Downsample(nn.Module):
 
 class Upsample(nn.Module):
     """Doubling, then a convolution."""
+
+    descends = -1
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import UNetConfig
+from ..core import rng
 from .attention import Attention
+from .embedding import TimeEmbedding, sinusoids
 from .group_norm import GroupNorm
 from .resblock import ACTIVATIONS, Downsample, ResBlock, Upsample, double, embedding_width, halve
 
-LONGEST_PERIOD = 10_000  # of the time embedding's sinusoids, in units of 2 pi steps
 NEARLY_ZERO = 1e-10  # the scale of the paper's code for layers whose output starts at 0
 
 
@@ -80,41 +81,25 @@ class UNet(nn.Module):
             h = up(h, skips, emb, left)
         return cast(Tensor, self.conv_out(F.silu(self.conv_norm_out(h))))
 
+    def dropout_shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(channels, height, width) of what each residual block drops from, in the order of the forward pass.
+
+        Args:
+            size: (height, width) of the images.
+        """
+        level, shapes = 0, []
+        for module in self.modules():  # which are registered in the order of the forward pass
+            if isinstance(module, ResBlock | Downsample | Upsample):
+                level += module.descends
+            if isinstance(module, ResBlock):
+                shapes.append((module.conv2.in_channels, size[0] >> level, size[1] >> level))
+        return shapes
+
     def recompute_activations(self) -> None:
-        """From now on keep for the gradient only what enters each layer, and compute the rest a second time."""
+        """Activation checkpointing from now on: keep only what enters each layer, and compute the rest again."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.recompute = True
-
-
-def sinusoids(t: Tensor, config: UNetConfig) -> Tensor:
-    """The position embedding of Transformers (appendix B): sin and cos of t at geometrically spaced frequencies.
-
-    Args:
-        t: (B,), integers counted from 0.
-        config: its first channel count is the width; an odd width ends in a zero.
-
-    Returns:
-        (B, width), float32 under autocast too: bfloat16 cannot tell neighbouring t apart.
-    """
-    width = config.block_out_channels[0]
-    half = width // 2
-    exponents = -math.log(LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device)
-    phases = t.float()[:, None] * torch.exp(exponents / (half - config.freq_shift))
-    waves = (phases.cos(), phases.sin()) if config.flip_sin_to_cos else (phases.sin(), phases.cos())
-    return F.pad(torch.cat(waves, dim=1), (0, width - 2 * half))
-
-
-class TimeEmbedding(nn.Module):
-    """Two linear layers with SiLU between (whatever ``act_fn`` is): (B, width) to (B, channels)."""
-
-    def __init__(self, width: int, channels: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(width, channels)
-        self.linear_2 = nn.Linear(channels, channels)
-
-    def forward(self, waves: Tensor) -> Tensor:
-        return cast(Tensor, self.linear_2(F.silu(self.linear_1(waves))))
 
 
 class Block(nn.Module):
@@ -230,15 +215,16 @@ def build(config: UNetConfig, device: torch.device | str) -> UNet:
 
 
 @torch.no_grad()
-def init_weights(unet: UNet, generator: torch.Generator) -> None:
+def init_weights(unet: UNet, seed: int) -> None:
     """Start weights as in the paper's code: variance scaling, fan_avg, uniform; the network's output starts near 0.
 
     Weights are uniform with variance 1 / fan_avg, those of the last layer of each residual or attention block and of
-    the network 1e-10 / fan_avg; biases are 0, norms 1 and 0. A learned time embedding is standard normal.
+    the network 1e-10 / fan_avg; biases are 0, norms 1 and 0. A learned time embedding is standard normal. Each layer's
+    numbers are named by the seed and the layer, so neither the device nor channels_last changes them.
 
     Args:
         unet: on any device; changed in place.
-        generator: a CPU generator, the only source of randomness; drawn from in the order of ``unet.modules()``.
+        seed: names the weights.
     """
     last: set[nn.Module] = {unet.conv_out}
     for module in unet.modules():
@@ -246,18 +232,19 @@ def init_weights(unet: UNet, generator: torch.Generator) -> None:
             last.add(module.conv2)
         elif isinstance(module, Attention):
             last.add(module.to_out[0])
-    for module in unet.modules():
+    for name, module in unet.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            gain = math.sqrt(NEARLY_ZERO) if module in last else 1.0
-            # Drawn in plain memory order and copied, so that neither the device nor channels_last changes them.
-            drawn = torch.empty(module.weight.shape, device="cpu")
-            module.weight.copy_(nn.init.xavier_uniform_(drawn, gain, generator))
+            weight = module.weight
+            fan_avg = (weight.shape[0] + weight.shape[1]) / 2 * weight[0, 0].numel()
+            bound = math.sqrt(3 * (NEARLY_ZERO if module in last else 1.0) / fan_avg)
+            drawn = (2 * rng.uniform(weight.numel(), seed, f"init {name}") - 1) * bound
+            weight.copy_(torch.from_numpy(drawn).view(weight.shape))
             cast(Tensor, module.bias).zero_()
         elif isinstance(module, nn.GroupNorm):
             module.weight.fill_(1)
             module.bias.zero_()
         elif isinstance(module, nn.Embedding):
-            module.weight.copy_(torch.empty(module.weight.shape, device="cpu").normal_(generator=generator))
+            module.weight.copy_(torch.from_numpy(rng.normal(tuple(module.weight.shape), seed, f"init {name}")))
 
 
 def parameter_count(config: UNetConfig) -> int:
@@ -268,21 +255,13 @@ def parameter_count(config: UNetConfig) -> int:
 def flops(config: UNetConfig, size: tuple[int, int]) -> int:
     """Floating-point operations of one forward pass for one image (height, width): a multiply-add counts as 2.
 
-    Convolutions, linear layers and attention are counted, the rest is not; a training step takes about 3 times as
-    many. Nothing is allocated.
+    Convolutions, linear layers and attention are counted, as PyTorch counts them; a training step takes about 3 times
+    as many. Nothing is allocated.
     """
-    counted = []
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            counted.append(2 * output.numel() * module.weight[0].numel())
-        elif isinstance(module, Attention):
-            pixels = output.shape[2] * output.shape[3]
-            counted.append(4 * pixels**2 * module.to_q.out_features)
+    from torch.utils.flop_counter import FlopCounterMode
 
     unet = build(config, "meta").eval()
-    for module in unet.modules():
-        module.register_forward_hook(count)
-    with torch.no_grad():
-        unet(torch.empty(1, config.in_channels, *size, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta"))
-    return sum(counted)
+    x, t = torch.empty(1, config.in_channels, *size, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(x, t)
+    return int(counter.get_total_flops())

@@ -15,11 +15,10 @@ import torch
 
 from ..core import rng
 from ..core.pixels import Pixels, to_levels
-from ..diffusion.process import Diffusion
+from ..diffusion.process import Denoiser, Diffusion
 from ..diffusion.samplers import Step
 from ..diffusion.spacing import spaced_steps
 from ..errors import ArgumentError
-from ..network.denoiser import Denoiser
 from .settings import Sampling
 
 if TYPE_CHECKING:

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..core import rng
-from ..diffusion.process import Diffusion, q_sample
+from ..diffusion.process import Denoiser, Diffusion, q_sample
 from ..diffusion.samplers import Step, repaint
 from ..errors import ArgumentError
-from ..network.denoiser import Denoiser
 from . import generate
 from .generate import Start
 from .settings import Sampling

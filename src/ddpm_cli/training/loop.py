@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -22,14 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import MOMENTS, Snapshot
 from ..config import DiffusionConfig, TrainConfig, UNetConfig
-from ..core import rng
 from ..core.distributed import ALONE, World, failed_elsewhere
 from ..core.pixels import to_float
 from ..data import Images
 from ..diffusion.bound import OBJECTIVES
 from ..diffusion.process import Diffusion
 from ..errors import DivergedError
-from ..network.denoiser import Denoiser, Precision
+from ..network.denoiser import NetworkDenoiser, Precision
 from ..network.dropout import draw_masks
 from ..network.unet import UNet, build, init_weights
 from .batch import HostBatch, batch_at
@@ -113,12 +113,13 @@ class Training:
         self.device = device
         self.step = 0
         self.unet = build(unet, device)
-        init_weights(self.unet, torch.Generator().manual_seed(rng.torch_seed(config.seed, "init")))
+        init_weights(self.unet, config.seed)
         self.ema_unet = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.unet.train()
         if execution.recompute:
             self.unet.recompute_activations()
         self._network = self._shared()
+        self._learner = NetworkDenoiser(self._network, self._precision)
         self.parameters: list[torch.Tensor] = list(self.unet.parameters())
         self._ema_parameters: list[torch.Tensor] = list(self.ema_unet.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, config.lr, ADAM_BETAS, ADAM_EPS, fused=True)
@@ -136,9 +137,9 @@ class Training:
         self.optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
 
     @property
-    def denoiser(self) -> Denoiser:
+    def denoiser(self) -> NetworkDenoiser:
         """The moving average, which samples are made from."""
-        return Denoiser(self.ema_unet, self._precision)
+        return NetworkDenoiser(self.ema_unet, self._precision)
 
     @property
     def _precision(self) -> Precision:
@@ -271,7 +272,6 @@ class Training:
         """The gradient of the mean of the loss over the batch of all processes, part by part; returns that mean."""
         config, world = self.config, self.execution.world
         dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
-        seeds = rng.integers(0, 2**63 - 1, config.batch_size, config.seed, "dropout", step)[batch.first :]
         total = torch.zeros((), device=self.device)
         size = len(batch.t)
         parts = np.array_split(np.arange(size), min(self.execution.accumulate, size))
@@ -279,8 +279,10 @@ class Training:
             rows = slice(part[0], part[-1] + 1)
             x_0 = to_float(batch.images[rows].to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
             eps, weights = (each[rows].to(self.device, non_blocking=True) for each in (batch.eps, batch.weights))
-            masks = draw_masks(self.unet.config, (x_0.shape[2], x_0.shape[3]), seeds[rows], self.device, dtype)
-            denoiser = Denoiser(self._network, self._precision, masks)
+            names = [(step, batch.first + row) for row in part.tolist()]
+            shapes = self.unet.dropout_shapes((x_0.shape[2], x_0.shape[3]))
+            masks = draw_masks(shapes, self.unet.config.dropout, config.seed, names, self.device, dtype)
+            denoiser = partial(self._learner, masks=masks)
             with world.talking(), contextlib.nullcontext() if number == len(parts) else self._apart():
                 losses = OBJECTIVES[config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps)
                 loss = (losses * weights).sum() / config.batch_size

@@ -22,7 +22,7 @@ from ..core.pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from ..data import Images
 from ..diffusion.process import Diffusion
 from ..errors import ArgumentError, DdpmError, DiskError, DivergedError, PeerError
-from ..network.denoiser import Denoiser
+from ..network.denoiser import NetworkDenoiser
 from ..sampling import generate
 from ..sampling.settings import Sampling
 from .batch import batch_at
@@ -294,7 +294,7 @@ def _preview(folder: Path, training: Training) -> Path:
     return path
 
 
-def preview(denoiser: Denoiser, d: Diffusion, unet: UNetConfig, device: torch.device) -> bytes:
+def preview(denoiser: NetworkDenoiser, d: Diffusion, unet: UNetConfig, device: torch.device) -> bytes:
     """A PNG of a few images of seed 0 on a sheet, by a quick sampler."""
     height, width = unet.size
     steps = generate.chain(denoiser, d, PREVIEW_SAMPLING, (unet.in_channels, height, width), range(PREVIEWS), device)
