@@ -345,7 +345,7 @@ def test_hostile_files_run_nothing_and_cost_neither_memory_nor_time(
         ("a payload, saved as of old", "names 'posix.mkdir', which no weights are made of"),
         ("os.system", "names 'os.system'"),
         ("a global with escape codes", r"names '\\x1b\[31mos.sys\\x07tem'"),
-        ("a vast tensor", "claims 4000000000000 bytes, and 4 are there"),
+        ("a vast tensor", "its tensors claim 4000000000000"),
         ("many views of one tensor", "its tensors claim"),
         ("cut in half", "is cut or damaged"),
         ("cut in half, as of old", "is cut, damaged, or no file of torch.save"),

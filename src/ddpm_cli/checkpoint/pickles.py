@@ -1,8 +1,15 @@
 """Pickles of torch.save, from other projects: the one place where such files are opened, and only if a user says so.
 
-A pickle is a program. Before anything else it is read as text, and refused if it names more than tensors are made of.
-Only then PyTorch's restricted reader builds what it says, and that is checked once more: a file can still claim what it
-does not hold.
+A pickle is a program. PyTorch's restricted reader runs no code of it, and maps the tensors of a zip into memory instead
+of reading them. What it leaves to do was measured with the 48 hostile files of the tests, each of which must be refused
+within a second and 300 MiB:
+
+- The program is read as text first, and refused if it names more than tensors are made of. One file needs that: with a
+  name of 900 kB, PyTorch's reader spends more than 20 seconds. The list of names is a second lock besides.
+- A zip that is compressed is refused. One file needs that, which holds nothing and would be taken.
+- What comes out is walked, to a limit in number and depth. Eleven files need that: they nest, repeat or contain
+  themselves, have keys that are no names, or tensors that claim, by strides of 0 or many views, far more than the file
+  has.
 """
 
 from __future__ import annotations
@@ -147,7 +154,7 @@ def _is_zip(path: Path) -> bool:
         head = file.read(256)
         file.seek(0)
         if head.startswith(_ZIP):
-            _check_zip(where, file, path.stat().st_size)
+            _check_zip(where, file)
             return True
         if head.startswith(_PICKLE):
             for _ in range(BARE_PICKLES):
@@ -160,17 +167,13 @@ def _is_zip(path: Path) -> bool:
     raise InputError(f"{where} is no file of torch.save" if head else f"{where} is empty")
 
 
-def _check_zip(where: str, file: IO[bytes], size: int) -> None:
+def _check_zip(where: str, file: IO[bytes]) -> None:
     """Refuse an archive that torch.save would not write, before a byte of it is unpacked."""
     try:
         with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            if len(members) > MAX_ENTRIES:
-                raise InputError(f"{where} has {len(members)} parts, more than {MAX_ENTRIES}; it is no network")
-            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-            if packed or sum(member.file_size for member in members) > size:
-                raise InputError(f"{where} is a zip that was compressed, not one that torch.save wrote")
-            for member in members:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise InputError(f"{where} is a zip that was compressed, not one that torch.save wrote")
                 if member.filename.endswith("data.pkl"):
                     with archive.open(member) as program:
                         _check_program(where, program)
@@ -218,7 +221,6 @@ def _check(where: str, content: object, file_size: int) -> None:
         if type(found.key) not in (str, int):
             raise InputError(f"{where} has a key of type {type(found.key).__name__}; only strings and numbers are read")
         if isinstance(found.value, torch.Tensor):
-            _check_tensor(where, name, found.value)
             claimed += found.value.numel() * found.value.element_size()
         elif not isinstance(found.value, dict | list | tuple | str | int | float | None):
             kind = printable(type(found.value).__name__)
@@ -229,26 +231,17 @@ def _check(where: str, content: object, file_size: int) -> None:
 
 def _all_in(content: object) -> Iterator[_Found]:
     """Every value within what was read, itself included; endless if it contains itself."""
-    pending = [_Found("content", content, 0)]
-    while pending:
-        found = pending.pop()
-        yield found
-        value, depth = found.value, found.depth + 1
+    open_at: list[Iterator[tuple[object, object]]] = [iter([("content", content)])]  # a table or list at each depth
+    while open_at:
+        if (item := next(open_at[-1], None)) is None:
+            open_at.pop()
+            continue
+        key, value = item
+        yield _Found(key, value, len(open_at) - 1)
         if isinstance(value, dict):
-            pending += (_Found(key, child, depth) for key, child in value.items())
+            open_at.append(iter(value.items()))
         elif isinstance(value, list | tuple):
-            pending += (_Found(index, child, depth) for index, child in enumerate(value))
-
-
-def _check_tensor(where: str, name: str, tensor: torch.Tensor) -> None:
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-    if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise InputError(
-            f"{where}: {name} is a sparse, quantised or otherwise special tensor; only plain ones are read"
-        )
-    claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if claimed > held:
-        raise InputError(f"{where}: tensor {name} claims {claimed} bytes, and {held} are there")
+            open_at.append(iter(enumerate(value)))
 
 
 def _plain(content: object) -> Plain:
