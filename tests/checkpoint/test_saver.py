@@ -6,6 +6,7 @@ import copy
 import errno
 import logging
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Nothing is written before it is set."""
-    opened, publish = threading.Event(), module.publish
+    opened, publishing = threading.Event(), module.publishing
 
-    def wait(*arguments: Any, **options: Any) -> Path:
+    def wait(*arguments: Any, **options: Any) -> Generator[None, None, Path]:
         assert opened.wait(60)
-        return publish(*arguments, **options)
+        return (yield from publishing(*arguments, **options))
 
-    monkeypatch.setattr(module, "publish", wait)
+    monkeypatch.setattr(module, "publishing", wait)
     return opened
 
 

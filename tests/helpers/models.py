@@ -11,6 +11,7 @@ import torch
 from ddpm_cli.checkpoint import weights
 from ddpm_cli.checkpoint.layout import WEIGHTS, describe
 from ddpm_cli.config import DiffusionConfig, UNetConfig
+from ddpm_cli.core.files import at_once
 from ddpm_cli.network.unet import UNet, build, init_weights
 
 # google/ddpm-cifar10-32's and google/ddpm-cat-256's config.json.
@@ -77,5 +78,5 @@ def write_model(folder: Path, unet: UNet, diffusion: DiffusionConfig = DIFFUSION
         path = folder / (Path(name).name if flat else name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document))
-    weights.write(folder / ("" if flat else "unet") / WEIGHTS, unet.state_dict())
+    at_once(weights.write(folder / ("" if flat else "unet") / WEIGHTS, unet.state_dict()))
     return folder

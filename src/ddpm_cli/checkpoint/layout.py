@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
-from ..core.files import printable, require_file
+from ..core.files import at_once, printable, require_file
 from ..errors import InputError
 from ..network.unet import build
 from . import pickles, weights
@@ -163,7 +163,7 @@ def write_unpickled(folder: Path, path: Path) -> None:
         InputError: it holds anything but the tensors that the folder's configuration asks for.
         DiskError: the file cannot be written.
     """
-    weights.write(path, read_model(folder, str(folder), unpickle=True).weights)
+    at_once(weights.write(path, read_model(folder, str(folder), unpickle=True).weights))
 
 
 def _unet_folder(folder: Path) -> Path:

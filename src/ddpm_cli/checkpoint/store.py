@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from ..config import DiffusionConfig, UNetConfig
-from ..core.files import Written, disk_errors, printable, require_file, sha256, sync, write_new
+from ..core.files import Written, at_once, disk_errors, printable, require_file, sha256, sync, write_new
 from ..errors import ArgumentError, DiskError, InputError, LockedError
 from . import weights
 from .layout import DOCUMENTS, WEIGHTS, Provenance, StoredModel, describe, read_json, read_model
@@ -58,12 +58,22 @@ class Snapshot:
 
 
 def publish(run: Path, snapshot: Snapshot, *, keep: int, past: Provenance = NOTHING_KNOWN) -> Path:
+    """Do `publishing` at once."""
+    return at_once(publishing(run, snapshot, keep=keep, past=past))
+
+
+def publishing(
+    run: Path, snapshot: Snapshot, *, keep: int, past: Provenance = NOTHING_KNOWN
+) -> Generator[None, None, Path]:
     """Write ``checkpoints/step-XXXXXXXX``, whole or not at all, then retire all but the ``keep`` newest.
 
     Checkpoints of which a file is missing or has another size than its manifest says are neither counted nor retired.
 
     Args:
         past: what is known of the run besides its step.
+
+    Yields:
+        after each tensor. Whoever goes on may be another thread.
 
     Returns:
         the checkpoint's folder. If a valid one of this step is there already, nothing is written.
@@ -77,7 +87,7 @@ def publish(run: Path, snapshot: Snapshot, *, keep: int, past: Provenance = NOTH
             return final
         _retire(final)
     with _staged(final) as staged:
-        _write(staged, snapshot, past)
+        yield from _write(staged, snapshot, past)
     _prune(run, final, keep)
     return final
 
@@ -91,7 +101,7 @@ def save_model(folder: Path, model: StoredModel) -> None:
     """
     check_new(folder)
     with _staged(folder) as staged:
-        _write_model(staged, model.unet, model.diffusion, model.weights, model.provenance)
+        at_once(_write_model(staged, model.unet, model.diffusion, model.weights, model.provenance))
 
 
 def check_new(folder: Path) -> None:
@@ -254,25 +264,25 @@ def _remove_leftovers(run: Path) -> None:
 
 def _write_model(
     staged: Path, unet: UNetConfig, diffusion: DiffusionConfig, tensors: Tensors, provenance: Provenance
-) -> dict[str, Written]:
+) -> Generator[None, None, dict[str, Written]]:
     for folder in ("unet", "scheduler"):
         (staged / folder).mkdir(parents=True)
     documents = describe(unet, diffusion, provenance)
     files = {name: _write_json(staged / name, document) for name, document in documents.items()}
-    files[f"unet/{WEIGHTS}"] = weights.write(staged / "unet" / WEIGHTS, tensors)
+    files[f"unet/{WEIGHTS}"] = yield from weights.write(staged / "unet" / WEIGHTS, tensors)
     for folder in ("unet", "scheduler", "."):
         sync(staged / folder)
     return files
 
 
-def _write(staged: Path, snapshot: Snapshot, past: Provenance) -> None:
+def _write(staged: Path, snapshot: Snapshot, past: Provenance) -> Generator[None, None, None]:
     provenance = replace(past, step=snapshot.step, average=True)
-    files = _write_model(staged, snapshot.unet, snapshot.diffusion, snapshot.ema, provenance)
+    files = yield from _write_model(staged, snapshot.unet, snapshot.diffusion, snapshot.ema, provenance)
     (staged / "train").mkdir()
     state = {"step": snapshot.step, "loss_sum": snapshot.loss_sum, "loss_count": snapshot.loss_count}
     files[_STATE] = _write_json(staged / _STATE, state)
-    files[_MODEL] = weights.write(staged / _MODEL, snapshot.weights)
-    files[_OPTIMIZER] = weights.write(staged / _OPTIMIZER, snapshot.optimizer)
+    files[_MODEL] = yield from weights.write(staged / _MODEL, snapshot.weights)
+    files[_OPTIMIZER] = yield from weights.write(staged / _OPTIMIZER, snapshot.optimizer)
     listed = {name: asdict(files[name]) for name in sorted(files)}
     _write_json(staged / MANIFEST, {"schema": SCHEMA, "step": snapshot.step, "files": listed})
     for name in ("train", "."):
@@ -280,7 +290,7 @@ def _write(staged: Path, snapshot: Snapshot, past: Provenance) -> None:
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> Written:
-    return write_new(path, [json.dumps(document, indent=2).encode() + b"\n"])
+    return at_once(write_new(path, [json.dumps(document, indent=2).encode() + b"\n"]))
 
 
 def _prune(run: Path, published: Path, keep: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,15 @@ def check_finite(where: str, tensors: Tensors) -> None:
             )
 
 
-def write(path: Path, tensors: Tensors) -> Written:
+def write(path: Path, tensors: Tensors) -> Generator[None, None, Written]:
     """Write float32 tensors to a new safetensors file and flush it to the disk.
 
     The format is a header and the numbers, row by row. It is written here rather than by the library so that it is
     hashed on the way. NumPy brings the numbers into order, in this thread alone, where PyTorch would take the threads
     that training uses meanwhile.
+
+    Yields:
+        after each tensor.
 
     Raises:
         DiskError: the disk is full, or refuses otherwise.

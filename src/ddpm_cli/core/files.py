@@ -10,13 +10,15 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 from ..errors import ArgumentError, DiskError, InputError
 
 Buffer = bytes | memoryview
+Result = TypeVar("Result")
 
 _REASONS = {
     errno.ENOSPC: "no space left on the disk",
@@ -130,10 +132,11 @@ class Written:
     sha256: str
 
 
-def write_new(path: Path, parts: Iterable[Buffer]) -> Written:
+def write_new(path: Path, parts: Iterable[Buffer]) -> Generator[None, None, Written]:
     """Write a new file part by part and flush it to the disk; it is hashed meanwhile, so that nobody need read it back.
 
-    Other threads run while a part of more than a few kilobytes is hashed or written.
+    Yields:
+        after each part.
 
     Raises:
         DiskError: the disk is full, or refuses otherwise; or the file is there already.
@@ -143,9 +146,19 @@ def write_new(path: Path, parts: Iterable[Buffer]) -> Written:
         for part in parts:
             digest.update(part)
             size += file.write(part)
+            yield
         file.flush()
         os.fsync(file.fileno())
     return Written(size, digest.hexdigest())
+
+
+def at_once(work: Generator[object, None, Result]) -> Result:
+    """Do all the work of a generator, or what is left of it; returns its result."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            return cast(Result, done.value)
 
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:
