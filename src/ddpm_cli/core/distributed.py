@@ -58,11 +58,11 @@ class World:
         """Whether the piece of work at this place in a list is this process's."""
         return place % self.size == self.rank
 
-    def part(self, n: int) -> range:
+    def shard(self, n: int) -> range:
         """Which of n things that stand in a row are this process's: neighbours, as many as others have, or one more."""
         return range(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
-    def sum(self, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def all_reduce(self, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """The sum of the arrays of this shape and type that all processes hand in. Can be interrupted while it waits.
 
         Raises:
@@ -75,7 +75,7 @@ class World:
 
         total = torch.from_numpy(np.array(array))
         pause, longest = _POLL_SECONDS
-        with self.talking():
+        with self.peer_errors():
             work = torch.distributed.all_reduce(total, group=self.hosts, async_op=True)
             assert work is not None
             while not work.is_completed():
@@ -89,25 +89,19 @@ class World:
         """Of each flag, whether any process has it set."""
         if self.size == 1:
             return flags
-        return tuple(count > 0 for count in self.sum(np.array(flags, np.int64)).tolist())
+        return tuple(count > 0 for count in self.all_reduce(np.array(flags, np.int64)).tolist())
 
-    def gather(self, data: bytes) -> list[bytes]:
+    def all_gather(self, data: bytes) -> list[bytes]:
         """What each process hands in, by rank."""
         if self.size == 1:
             return [data]
         sizes = np.zeros(self.size, np.int64)
         sizes[self.rank] = len(data)
-        ends = np.cumsum(self.sum(sizes))
+        ends = np.cumsum(self.all_reduce(sizes))
         pieces = np.zeros(ends[-1], np.uint8)
         pieces[ends[self.rank] - len(data) : ends[self.rank]] = np.frombuffer(data, np.uint8)
-        whole = self.sum(pieces).tobytes()
+        whole = self.all_reduce(pieces).tobytes()
         return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-    def largest(self, value: float) -> float:
-        """The largest of the numbers that the processes hand in."""
-        values = np.zeros(self.size)
-        values[self.rank] = value
-        return float(np.max(self.sum(values)))
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give all processes, in place, what rank 0 has in these tensors."""
@@ -115,17 +109,17 @@ class World:
             return
         import torch.distributed
 
-        with self.talking():
+        with self.peer_errors():
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, 0)
 
-    def add_up(self, tensor: torch.Tensor) -> None:
+    def all_reduce_(self, tensor: torch.Tensor) -> None:
         """Replace a tensor by the sum over all processes; the host does not wait for a GPU to do it."""
         if self.size == 1:
             return
         import torch.distributed
 
-        with self.talking():
+        with self.peer_errors():
             torch.distributed.all_reduce(tensor)
 
     @contextlib.contextmanager
@@ -146,7 +140,7 @@ class World:
             raise failed_elsewhere()
 
     @contextlib.contextmanager
-    def talking(self) -> Iterator[None]:
+    def peer_errors(self) -> Iterator[None]:
         """Within, what the libraries raise because another process has ended is a `PeerError`."""
         try:
             yield
@@ -207,7 +201,7 @@ def under_torchrun() -> bool:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[World]:
+def init_world(device: str) -> Iterator[World]:
     """The processes that torchrun started, for as long as the block lasts; this one alone without torchrun.
 
     Args:

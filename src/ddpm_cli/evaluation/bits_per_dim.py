@@ -193,9 +193,9 @@ class PartialBound:
         part = slice(blocks[0], blocks[-1] + 1)
         mine = np.array([world.owns(place) for place in range(len(blocks))])
         own_images = np.repeat(mine, [len(self.blocks[block]) for block in blocks])
-        done = world.sum(self.done[part] * mine)
-        sums = world.sum(self.sums[part] * mine[:, None, None])
-        per_image = world.sum(self.per_image[images] * own_images)
+        done = world.all_reduce(self.done[part] * mine)
+        sums = world.all_reduce(self.sums[part] * mine[:, None, None])
+        per_image = world.all_reduce(self.per_image[images] * own_images)
         self.settled = False
         self.done[part], self.sums[part], self.per_image[images] = done, sums, per_image
         self.settled = True

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.distributed import World, joined, local_device
+from ..core.distributed import World, init_world, local_device
 from ..core.files import check_distinct, check_output, printable, write_csv, write_file
 from ..core.pixels import encode_png
 from ..data import Images
@@ -110,7 +110,7 @@ def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement
         model = replace(model, diffusion=model.diffusion.unclipped)
     channels, *size = model.shape
     must_fit = "" if options.resize else "the model's"
-    with joined(str(model.device)) as world:
+    with init_world(str(model.device)) as world:
         images = open_images(
             source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=must_fit, world=world
         )

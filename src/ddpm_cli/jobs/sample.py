@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.distributed import joined, local_device
+from ..core.distributed import init_world, local_device
 from ..sampling import generate
 from ..sampling.metadata import Recipe
 from ..ui.console import Screen
@@ -52,7 +52,7 @@ def sample(recipe: Recipe, to: Destination, screen: Screen, *, batch_size: int, 
         for indices in generate.batches(recipe.first, recipe.n, batch_size)
     ]
     shown = shown_steps(to, chain)
-    with joined(str(model.device)) as world:
+    with init_world(str(model.device)) as world:
         steps = shared_chains(model, sampling, batches, shown, world)
         if world.rank > 0:
             deque(steps, maxlen=0)

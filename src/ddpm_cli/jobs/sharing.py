@@ -34,7 +34,7 @@ def shared_chains(
         if world.size == 1:
             continue
         sent = b"" if world.rank == 0 else b"".join(x_t.cpu().contiguous().numpy().tobytes() for x_t in own.values())
-        others = world.gather(sent)[1 : len(round_)]
+        others = world.all_gather(sent)[1 : len(round_)]
         if world.rank == 0:
             for batch, data in zip(round_[1:], others, strict=True):
                 yield from _received(data, batch, list(own), model.shape)

@@ -19,7 +19,7 @@ from .. import __version__
 from ..checkpoint import StoredModel, newest
 from ..config import T_SAMPLINGS
 from ..core.allocator import keep_freed_memory
-from ..core.distributed import World, joined, local_device, under_torchrun
+from ..core.distributed import World, init_world, local_device, under_torchrun
 from ..core.pixels import COLOURS
 from ..core.signals import SIGNALS
 from ..data import Images
@@ -58,7 +58,7 @@ class Job:
         device = choose_device(local_device(self.device))
         start = find_model(self.start, screen) if self.start else None
         check(self.options, start)
-        with joined(str(device)) as world:
+        with init_world(str(device)) as world:
             return self._run(screen, device, start, world, began, dry_run=dry_run, as_json=as_json)
 
     def _run(
@@ -121,7 +121,7 @@ class Job:
         with world.together():
             if world.rank == 0:  # others may not see the folder
                 wanted = data_digest(self.folder) or ""
-        wanted = world.gather(wanted.encode())[0].decode()
+        wanted = world.all_gather(wanted.encode())[0].decode()
         return open_images(self.images, screen, size=size, channels=channels, limit=limit, wanted=wanted, world=world)
 
     def _announce(

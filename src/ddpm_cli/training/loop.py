@@ -170,7 +170,7 @@ class Training:
             PeerError: another process has ended.
         """
         world = self.execution.world
-        self.step, self._loss_count = world.sum(np.array([self.step, self._loss_count]) * (world.rank == 0)).tolist()
+        self.step, self._loss_count = world.all_reduce(np.array([self.step, self._loss_count]) * (world.rank == 0)).tolist()
         tensors = [*self.parameters, *self._ema_parameters, self._loss_sum]
         if self.step:
             for parameter in self.parameters:
@@ -264,7 +264,7 @@ class Training:
         world = self.execution.world
         if world.size == 1:
             return self.unet
-        with world.talking():
+        with world.peer_errors():
             shared = DistributedDataParallel(self.unet, gradient_as_bucket_view=True)
         return cast(UNet, shared)
 
@@ -283,13 +283,13 @@ class Training:
             shapes = self.unet.dropout_shapes((x_0.shape[2], x_0.shape[3]))
             masks = draw_masks(shapes, self.unet.config.dropout, config.seed, names, self.device, dtype)
             denoiser = partial(self._learner, masks=masks)
-            with world.talking(), contextlib.nullcontext() if number == len(parts) else self._apart():
+            with world.peer_errors(), contextlib.nullcontext() if number == len(parts) else self._apart():
                 losses = OBJECTIVES[config.loss](self.diffusion, denoiser, x_0, batch.t[rows], eps)
                 loss = (losses * weights).sum() / config.batch_size
                 # Gradients are averaged over the processes, where their sum is meant.
                 (loss * world.size).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        world.add_up(total)
+        world.all_reduce_(total)
         return total
 
     def _apart(self) -> contextlib.AbstractContextManager[None]:
@@ -346,7 +346,7 @@ def train(
     last_step = training.step
     config, world, schedule = training.config, training.execution.world, training.diffusion.schedule
     pin = training.device.type == "cuda"
-    rows = world.part(config.batch_size)
+    rows = world.shard(config.batch_size)
     with ThreadPoolExecutor(1, "ddpm-batches") as pool:
         ahead: Future[HostBatch] = pool.submit(batch_at, images, config, schedule, training.step + 1, rows, pin=pin)
         while training.step < steps:

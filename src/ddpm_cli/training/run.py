@@ -156,7 +156,7 @@ def run(
         training.synchronize()
         compiled = None
         if execution.compile and training.step < cadence.steps:
-            rows = world.part(config.train.batch_size)
+            rows = world.shard(config.train.batch_size)
             ready = batch_at(images, config.train, training.diffusion.schedule, training.step + 1, rows)
             compiled = compile_if_faster(training, ready)
         yield Progress(training.step, advanced=False, compiled=compiled)

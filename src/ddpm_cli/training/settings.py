@@ -21,7 +21,7 @@ def check_same(mine: dict[str, Any], world: World) -> None:
         ArgumentError: names the first that differs from rank 0, the settings, and both values of each.
         PeerError: another process has ended.
     """
-    first, *others = (json.loads(text) for text in world.gather(json.dumps(mine).encode()))
+    first, *others = (json.loads(text) for text in world.all_gather(json.dumps(mine).encode()))
     for rank, other in enumerate(others, start=1):
         if differing := differing_settings(first, other):
             text = in_words(differing, "{name} is {b} there and {a} for rank 0")
