@@ -103,6 +103,12 @@ class World:
         whole = self.all_reduce(pieces).tobytes()
         return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
+    def all_max(self, value: float) -> float:
+        """The largest of the numbers that the processes hand in."""
+        values = np.zeros(self.size)
+        values[self.rank] = value
+        return float(np.max(self.all_reduce(values)))
+
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give all processes, in place, what rank 0 has in these tensors."""
         if self.size == 1:

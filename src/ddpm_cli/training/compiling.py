@@ -77,8 +77,8 @@ def compile_if_faster(training: Training, batch: HostBatch) -> Compiled:
     except Exception as error:  # whatever the compiler's many parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ArgumentError(
-            f"--compile: PyTorch cannot compile this network here ({lines[0][:200]}); it needs a C++ compiler (g++) on "
-            "a CPU. Or leave out --compile"
+            f"`compile`: PyTorch cannot compile this network here ({lines[0][:200]}); it needs a C++ compiler (g++) on "
+            "a CPU. Or leave out `compile`"
         ) from error
     seconds = time.perf_counter() - began
     after = min(training.rehearse(batch).seconds for _ in range(REHEARSALS))
