@@ -112,21 +112,19 @@ def test_weights_become_float32_of_their_own(tmp_path: Path, dtype: torch.dtype)
     assert weights["a"].tolist() == [0.5, -2.0]
 
 
-@pytest.mark.parametrize(("value", "message"), [(float("nan"), "not finite"), (float("inf"), "not finite")])
-def test_weights_that_are_not_finite_are_refused(value: float, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        pickles.to_weights("x", {"a": torch.tensor([1.0, value])})
+def test_weights_that_are_not_finite_or_no_floats_are_refused() -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="not finite"):
+            pickles.to_weights("x", {"a": torch.tensor([1.0, value])})
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.uint8):
+        with pytest.raises(InputError, match=r"tensor a\\x1b has dtype \w+, none of F32, F16, BF16, F64"):
+            pickles.to_weights("x", {"a\x1b": torch.ones(2, dtype=dtype)})
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.uint8], ids=str)
-def test_weights_of_other_types_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(InputError, match=r"tensor a\\x1b has dtype \w+, none of F32, F16, BF16, F64"):
-        pickles.to_weights("x", {"a\x1b": torch.ones(2, dtype=dtype)})
-
-
-@pytest.mark.parametrize("content", [{}, {"a": 1}, {0: torch.ones(1)}, [torch.ones(1)], torch.ones(1), None], ids=str)
-def test_what_is_no_state_dict(content: pickles.Plain) -> None:
-    assert pickles.state_dict(content) is None
+def test_what_is_no_state_dict() -> None:
+    contents: list[pickles.Plain] = [{}, {"a": 1}, {0: torch.ones(1)}, [torch.ones(1)], torch.ones(1), None]
+    for content in contents:
+        assert pickles.state_dict(content) is None
 
 
 # A network's weights.
@@ -337,35 +335,21 @@ def test_hostile_files_run_nothing_and_cost_neither_memory_nor_time(
     assert child.stderr == ""
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("a payload", "names 'posix.mkdir', which no weights are made of"),
-        ("a payload, saved", "names 'posix.mkdir', which no weights are made of"),
-        ("a payload, saved as of old", "names 'posix.mkdir', which no weights are made of"),
-        ("os.system", "names 'os.system'"),
-        ("a global with escape codes", r"names '\\x1b\[31mos.sys\\x07tem'"),
-        ("a vast tensor", "its tensors claim 4000000000000"),
-        ("many views of one tensor", "its tensors claim"),
-        ("cut in half", "is cut or damaged"),
-        ("cut in half, as of old", "is cut, damaged, or no file of torch.save"),
-        ("empty", "is empty"),
-        ("a git-lfs pointer", "git lfs pull"),
-        ("a web page", "is a web page"),
-        ("text", "is no file of torch.save"),
-        ("compressed", "was compressed"),
-        ("a long program", "holds a pickle of more than 1048576 bytes"),
-        ("200,000 values", "more than 100000 values"),
-        ("a set", "names '__builtin__.set'"),
-        ("a tuple as key", "a key of type tuple"),
-        ("a sparse tensor", "names 'torch._utils._rebuild_sparse_tensor'"),
-    ],
-)
-def test_refusals_say_what_is_wrong(hostile: Hostile, tmp_path: Path, what: str, message: str) -> None:
+def test_refusals_name_what_was_found(hostile: Hostile, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    path.write_bytes(hostile.files[what])
-    with pytest.raises(InputError, match=message):
-        pickles.read(path)
+    for what, found in {
+        "a payload": r"posix\.mkdir",
+        "a payload, saved as of old": r"posix\.mkdir",
+        "a global with escape codes": r"\\x1b\[31mos.sys\\x07tem",
+        "a vast tensor": "4000000000000",
+        "a git-lfs pointer": "git lfs pull",
+        "200,000 values": "100000",
+        "a tuple as key": "tuple",
+        "a sparse tensor": "_rebuild_sparse_tensor",
+    }.items():
+        path.write_bytes(hostile.files[what])
+        with pytest.raises(InputError, match=found):
+            pickles.read(path)
     assert not hostile.sentinel.exists()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..config import BUILTIN_DIGITS, DiffusionConfig, UNetConfig
 from ..core.files import at_once, printable, require_file
+from ..core.records import from_json
 from ..errors import InputError
 from ..network.unet import build
 from . import pickles, weights
@@ -188,14 +189,10 @@ def read_provenance(folder: Path) -> Provenance:
     path = folder / NOTES
     if not path.is_file():
         return Provenance()
-    data = read_json(path)
-    types = {"step": int, "average": bool, "start": str, "origin": str, "loss": str}
-    known = data.pop("schema", None) == NOTES_SCHEMA and data.keys() <= types.keys()
-    if not known or any(value is not None and type(value) is not types[name] for name, value in data.items()):
-        raise InputError(
-            f"{printable(path)} is not of schema {NOTES_SCHEMA}; a later version of ddpm may have written it"
-        )
-    return Provenance(**data)
+    data, where = read_json(path), printable(path)
+    if data.pop("schema", None) != NOTES_SCHEMA:
+        raise InputError(f"{where} is not of schema {NOTES_SCHEMA}; a later version of ddpm may have written it")
+    return from_json(Provenance, data, where)
 
 
 def largest_weights(folder: Path) -> int:

@@ -18,6 +18,7 @@ import filelock
 
 from ..config import DiffusionConfig, UNetConfig
 from ..core.files import Written, at_once, disk_errors, printable, require_file, sha256, sync, write_new
+from ..core.records import from_json
 from ..errors import ArgumentError, DiskError, InputError, LockedError
 from . import weights
 from .layout import DOCUMENTS, WEIGHTS, Provenance, StoredModel, describe, read_json, read_model
@@ -53,6 +54,15 @@ class Snapshot:
     ema: Tensors
     weights: Tensors
     optimizer: Tensors
+    loss_sum: float
+    loss_count: int
+
+
+@dataclass(frozen=True)
+class _State:
+    """The content of train/state.json."""
+
+    step: int
     loss_sum: float
     loss_count: int
 
@@ -206,19 +216,16 @@ def read_snapshot(folder: Path) -> Snapshot:
     model = read_model(folder, str(folder))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.weights.items()}
     moments = {f"{name}.{moment}": shape for name, shape in shapes.items() for moment in MOMENTS}
-    state = read_json(folder / _STATE)
-    step, loss_sum, loss_count = (state.get(key) for key in ("step", "loss_sum", "loss_count"))
-    if not (isinstance(step, int) and isinstance(loss_sum, float) and isinstance(loss_count, int)):
-        raise InputError(f"{printable(folder / _STATE)} lacks step, loss_sum or loss_count")
+    state = from_json(_State, read_json(folder / _STATE), printable(folder / _STATE))
     return Snapshot(
-        step=step,
+        step=state.step,
         unet=model.unet,
         diffusion=model.diffusion,
         ema=model.weights,
         weights=weights.read(folder / _MODEL, shapes),
         optimizer=weights.read(folder / _OPTIMIZER, moments),
-        loss_sum=loss_sum,
-        loss_count=loss_count,
+        loss_sum=state.loss_sum,
+        loss_count=state.loss_count,
     )
 
 
@@ -279,8 +286,8 @@ def _write(staged: Path, snapshot: Snapshot, past: Provenance) -> Generator[None
     provenance = replace(past, step=snapshot.step, average=True)
     files = yield from _write_model(staged, snapshot.unet, snapshot.diffusion, snapshot.ema, provenance)
     (staged / "train").mkdir()
-    state = {"step": snapshot.step, "loss_sum": snapshot.loss_sum, "loss_count": snapshot.loss_count}
-    files[_STATE] = _write_json(staged / _STATE, state)
+    state = _State(snapshot.step, snapshot.loss_sum, snapshot.loss_count)
+    files[_STATE] = _write_json(staged / _STATE, asdict(state))
     files[_MODEL] = yield from weights.write(staged / _MODEL, snapshot.weights)
     files[_OPTIMIZER] = yield from weights.write(staged / _OPTIMIZER, snapshot.optimizer)
     listed = {name: asdict(files[name]) for name in sorted(files)}

@@ -1,9 +1,9 @@
 """Algorithm 1: the training loop, as a generator of reports.
 
 What step s does is a pure function of s and the configuration: which images, which flips, t, eps, dropout, learning
-rate and EMA rate. A run is therefore its weights, their moving average, Adam's moments and the number of steps done,
-and one that was killed goes on as if it had never stopped. Of several processes each computes its rows of every batch,
-and all know the same weights after each step.
+rate and EMA decay. A run is therefore its weights, their EMA, Adam's moments and the number of steps done, and a killed
+run resumes as if it had never stopped. Each of several processes computes its rows of every batch, and all have the
+same weights after each step.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Execution:
 
     Args:
         world: the processes that share each batch.
-        accumulate: parts that a process computes its rows of a batch in, one after the other, to save memory.
-        recompute: compute activations a second time instead of keeping them, which takes a third longer.
+        accumulate: gradient accumulation: the number of micro-batches into which each process divides its rows of a
+            batch, to save memory.
+        recompute: activation checkpointing: activations are computed twice instead of kept, which takes a third longer.
         compile: have PyTorch compile the network, if that makes it faster.
     """
 
@@ -93,9 +94,9 @@ HERE = Execution()
 
 
 class Training:
-    """A network in training: weights, moving average and moments, and the number of steps they have seen.
+    """A network in training: weights, their EMA, Adam's moments, and the number of steps they have seen.
 
-    Of several processes none may be without an image of each batch, as `fitting.fit` sees to.
+    Each of several processes needs at least one image of each batch, which `memory.fit` ensures.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Training:
 
     @property
     def denoiser(self) -> NetworkDenoiser:
-        """The moving average, which samples are made from."""
+        """The EMA network, which samples are made from."""
         return NetworkDenoiser(self.ema_unet, self._precision)
 
     @property
@@ -146,12 +147,12 @@ class Training:
         return "bf16" if self.config.precision == "bf16" else "fp32"
 
     def start_from(self, weights: dict[str, torch.Tensor]) -> None:
-        """Begin with given weights instead of random ones. Of several processes, rank 0; see `synchronize`."""
+        """Begin with given weights instead of random ones. Of several processes, only rank 0; see `synchronize`."""
         self.unet.load_state_dict(weights)
         self.ema_unet.load_state_dict(weights)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from where a snapshot was taken. Of several processes, rank 0; see `synchronize`."""
+        """Resume from a snapshot. Of several processes, only rank 0; see `synchronize`."""
         self.step = snapshot.step
         self.unet.load_state_dict(snapshot.weights)
         self.ema_unet.load_state_dict(snapshot.ema)
@@ -164,13 +165,15 @@ class Training:
         self._loss_count = snapshot.loss_count
 
     def synchronize(self) -> None:
-        """Give all processes what rank 0 has, when it has restored a snapshot or started from weights.
+        """Broadcast the state of rank 0, which has restored a snapshot or started from weights, to all processes.
 
         Raises:
             PeerError: another process has ended.
         """
         world = self.execution.world
-        self.step, self._loss_count = world.all_reduce(np.array([self.step, self._loss_count]) * (world.rank == 0)).tolist()
+        self.step, self._loss_count = world.all_reduce(
+            np.array([self.step, self._loss_count]) * (world.rank == 0)
+        ).tolist()
         tensors = [*self.parameters, *self._ema_parameters, self._loss_sum]
         if self.step:
             for parameter in self.parameters:
@@ -181,7 +184,7 @@ class Training:
             world.broadcast(tensors)
 
     def snapshot(self) -> Snapshot:
-        """Everything that `restore` needs, and the folder format holds. The tensors are those in training, no copies.
+        """Everything that `restore` needs and a checkpoint holds. The tensors are those in training, not copies.
 
         Raises:
             RuntimeError: the last update was broken off, so the tensors are not those of one step.
@@ -241,7 +244,7 @@ class Training:
             self.step = step - 1
             raise DivergedError(
                 f"step {step}: the loss or its gradient is not finite, so the weights were not updated; "
-                f"try a lower --lr (it was {self.config.lr_at(step):g}) or --precision fp32"
+                f"try a lower `lr` (it was {self.config.lr_at(step):g}) or `precision=fp32`"
             )
 
     def is_finite(self) -> bool:
@@ -260,7 +263,7 @@ class Training:
         return StepReport(self.step, loss, lr, self._grad_norm.item(), images_per_second, seconds)
 
     def _shared(self) -> UNet:
-        """The network, which adds up the gradients of all processes while it computes them."""
+        """The network; of several processes, one that adds up their gradients during the backward pass."""
         world = self.execution.world
         if world.size == 1:
             return self.unet
@@ -269,7 +272,7 @@ class Training:
         return cast(UNet, shared)
 
     def _backward(self, batch: HostBatch, step: int) -> torch.Tensor:
-        """The gradient of the mean of the loss over the batch of all processes, part by part; returns that mean."""
+        """The gradient of the mean loss over the whole batch, one micro-batch after the other; returns that mean."""
         config, world = self.config, self.execution.world
         dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
         total = torch.zeros((), device=self.device)
@@ -300,7 +303,7 @@ class Training:
 
     @torch.no_grad()
     def _update(self, loss: torch.Tensor, step: int) -> None:
-        """Clip the gradients, take Adam's step unless something is not finite, and follow with the average."""
+        """Clip the gradients, take Adam's step unless something is not finite, and update the EMA."""
         config = self.config
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self._grad_norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
@@ -331,7 +334,7 @@ class Training:
 def train(
     training: Training, images: Images, *, steps: int, log_every: int = 1, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[StepReport | None]:
-    """Advance to step ``steps``, or until ``stop`` is true in this or another process, which is asked before each step.
+    """Train to step ``steps``, or until ``stop`` is true in any process; it is asked before each step.
 
     Yields:
         after every step a report if it is a multiple of ``log_every`` or the last, else None. The consumer may save,
