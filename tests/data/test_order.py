@@ -59,15 +59,15 @@ def test_each_epoch_has_every_image_once(n: int, row: int, seed: int, number: in
 
 
 @pytest.mark.usefixtures("small_window")
-@pytest.mark.parametrize("n", [7, 399, 400, 401, 1003])
-def test_the_image_at_a_place_depends_on_nothing_but_the_place(n: int) -> None:
-    shape = (n, 10, 1, 1)
-    whole = reading_order(shape, 3, np.arange(4 * n))
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        places = rng.integers(0, 4 * n, 50)
-        np.testing.assert_array_equal(reading_order(shape, 3, places), whole[places])
-    assert reading_order(shape, 3, np.array([], np.int64)).tolist() == []
+def test_the_image_at_a_place_depends_on_nothing_but_the_place() -> None:
+    for n in (7, 399, 400, 401, 1003):
+        shape = (n, 10, 1, 1)
+        whole = reading_order(shape, 3, np.arange(4 * n))
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            places = rng.integers(0, 4 * n, 50)
+            np.testing.assert_array_equal(reading_order(shape, 3, places), whole[places])
+        assert reading_order(shape, 3, np.array([], np.int64)).tolist() == []
 
 
 def test_it_is_the_same_on_every_machine() -> None:
@@ -86,40 +86,40 @@ def test_a_batch_over_many_epochs_takes_no_time() -> None:
 
 
 @pytest.mark.usefixtures("small_window")
-@pytest.mark.parametrize("n", [50, 400, 605])
-def test_each_image_comes_at_each_place_equally_often(n: int) -> None:
-    parts = 10  # of the epoch, and of the data set
-    counts = np.zeros((parts, parts), int)
-    for seed in range(1000):
-        np.add.at(counts, (np.arange(n) * parts // n, epoch((n, 10, 1, 1), seed, 0) * parts // n), 1)
-    allowed = 5 if n <= 400 else 700  # in a window, neighbours stay together, so that counts spread more
-    assert chi_square(counts) < allowed
-    expected = counts.sum() / parts**2
-    assert np.abs(counts / expected - 1).max() < 0.25
-    # The image that comes last or first is any.
-    ends = [epoch((n, 10, 1, 1), seed, 0)[[0, -1]] for seed in range(1000)]
-    for end in np.transpose(ends):
-        assert chi_square(np.bincount(end * parts // n, minlength=parts)) < 5
+def test_each_image_comes_at_each_place_equally_often() -> None:
+    for n in (50, 400, 605):
+        parts = 10  # of the epoch, and of the data set
+        counts = np.zeros((parts, parts), int)
+        for seed in range(1000):
+            np.add.at(counts, (np.arange(n) * parts // n, epoch((n, 10, 1, 1), seed, 0) * parts // n), 1)
+        allowed = 5 if n <= 400 else 700  # in a window, neighbours stay together, so that counts spread more
+        assert chi_square(counts) < allowed
+        expected = counts.sum() / parts**2
+        assert np.abs(counts / expected - 1).max() < 0.25
+        # The image that comes last or first is any.
+        ends = [epoch((n, 10, 1, 1), seed, 0)[[0, -1]] for seed in range(1000)]
+        for end in np.transpose(ends):
+            assert chi_square(np.bincount(end * parts // n, minlength=parts)) < 5
 
 
 @pytest.mark.usefixtures("small_window")
-@pytest.mark.parametrize("n", [3, 50, 400])
-def test_neighbours_know_nothing_of_each_other(n: int) -> None:
-    first, second, later = [], [], []
-    for seed in range(max(10, 40_000 // n)):
-        one = epoch((n, 10, 1, 1), seed, 0)
-        first.append(one[:-1])
-        second.append(one[1:])
-        later.append(epoch((n, 10, 1, 1), seed, 1)[:-1])
-    pairs = np.concatenate(first) * n + np.concatenate(second)
-    across = np.concatenate(first) * n + np.concatenate(later)
-    steps = (np.concatenate(second) - np.concatenate(first)) % n
-    assert (steps != 0).all()
-    assert chi_square(np.bincount(steps, minlength=n)[1:]) < 5
-    if n <= 50:
-        distinct = [a * n + b for a in range(n) for b in range(n) if a != b]
-        assert chi_square(np.bincount(pairs, minlength=n * n)[distinct]) < 5
-        assert chi_square(np.bincount(across, minlength=n * n)) < 5
+def test_neighbours_know_nothing_of_each_other() -> None:
+    for n in (3, 50, 400):
+        first, second, later = [], [], []
+        for seed in range(max(10, 40_000 // n)):
+            one = epoch((n, 10, 1, 1), seed, 0)
+            first.append(one[:-1])
+            second.append(one[1:])
+            later.append(epoch((n, 10, 1, 1), seed, 1)[:-1])
+        pairs = np.concatenate(first) * n + np.concatenate(second)
+        across = np.concatenate(first) * n + np.concatenate(later)
+        steps = (np.concatenate(second) - np.concatenate(first)) % n
+        assert (steps != 0).all()
+        assert chi_square(np.bincount(steps, minlength=n)[1:]) < 5
+        if n <= 50:
+            distinct = [a * n + b for a in range(n) for b in range(n) if a != b]
+            assert chi_square(np.bincount(pairs, minlength=n * n)[distinct]) < 5
+            assert chi_square(np.bincount(across, minlength=n * n)) < 5
 
 
 @pytest.mark.usefixtures("small_window")
@@ -141,31 +141,30 @@ def asked_for(shape: Shape, size: int, steps: range) -> list[list[range]]:
 
 
 @pytest.mark.usefixtures("small_window")
-@pytest.mark.parametrize("size", [1, 16, 37, 250])
-@pytest.mark.parametrize("n", [410, 1000, 1003, 2000])
-def test_each_block_is_asked_for_once_an_epoch_and_before_it_is_read(n: int, size: int) -> None:
-    shape, epochs = (n, 10, 1, 1), 3
-    steps = epochs * n // size
-    requests: list[tuple[int, int]] = []  # (step, block)
-    for step, ranges in enumerate(asked_for(shape, size, range(steps))):
-        for numbers in ranges:
-            assert numbers.start % 10 == 0
-            assert numbers.stop == min(numbers.start + 10, n)
-            requests.append((step, numbers.start // 10))
-    blocks = -(-n // 10)
-    for number in range(epochs - 1):
-        read = epoch(shape, 1, number) // 10
-        for block in range(blocks):
-            step = [step for step, other in requests if other == block][number]
-            first, last = np.flatnonzero(read == block)[[0, -1]] + number * n
-            assert step <= first // size
-            assert last - step * size < 200 + size  # the page cache must keep no more than this
-    # One window more than is read, at most two where an epoch ends with a short one; never image by image.
-    assert len(requests) <= epochs * blocks + 20
+def test_each_block_is_asked_for_once_an_epoch_and_before_it_is_read() -> None:
+    for n, size in [(410, 250), (1000, 16), (1003, 1), (1003, 37), (2000, 250)]:
+        shape, epochs = (n, 10, 1, 1), 3
+        steps = epochs * n // size
+        requests: list[tuple[int, int]] = []  # (step, block)
+        for step, ranges in enumerate(asked_for(shape, size, range(steps))):
+            for numbers in ranges:
+                assert numbers.start % 10 == 0
+                assert numbers.stop == min(numbers.start + 10, n)
+                requests.append((step, numbers.start // 10))
+        blocks = -(-n // 10)
+        for number in range(epochs - 1):
+            read = epoch(shape, 1, number) // 10
+            for block in range(blocks):
+                step = [step for step, other in requests if other == block][number]
+                first, last = np.flatnonzero(read == block)[[0, -1]] + number * n
+                assert step <= first // size
+                assert last - step * size < 200 + size  # the page cache must keep no more than this
+        # One window more than is read, at most two where an epoch ends with a short one; never image by image.
+        assert len(requests) <= epochs * blocks + 20
 
 
 @pytest.mark.usefixtures("small_window")
-def test_a_run_that_goes_on_asks_for_the_rest_of_its_window() -> None:
+def test_a_resumed_run_asks_for_the_rest_of_its_window() -> None:
     shape = (2000, 10, 1, 1)
     (first, *_), whole = asked_for(shape, 16, range(50, 60)), asked_for(shape, 16, range(60))
     assert {*first} <= {numbers for step in whole[:51] for numbers in step}

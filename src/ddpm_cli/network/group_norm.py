@@ -78,8 +78,10 @@ def _normalized(
 
 
 def _is_large(mean: Tensor, rstd: Tensor) -> bool:
-    # Compiled code cannot branch on numbers, and need not: its own variance does not cancel.
-    return not torch.compiler.is_compiling() and (mean.detach() * rstd.detach()).abs().max().item() >= LARGE_MEAN
+    if torch.compiler.is_compiling():  # which cannot branch on numbers, and need not: its own variance does not cancel
+        return False
+    low, high = torch.aminmax(mean * rstd)  # with a small image, each operation that is saved is one in a hundred
+    return max(high.item(), -low.item()) >= LARGE_MEAN
 
 
 def _of_channels(mean: Tensor, channels: int) -> Tensor:
@@ -95,17 +97,20 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        on_cpu, pixels, width = x.device.type == "cpu", x.shape[2] * x.shape[3], x.shape[1] // self.num_groups
-        if on_cpu and pixels > MANY_PIXELS:
+        settings = self.weight, self.bias, self.num_groups, self.eps
+        if x.device.type != "cpu":
+            # nn.GroupNorm refuses a single value per group, which is all that one small image may have at 1x1.
+            return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        _, channels, height, width = x.shape
+        pixels = height * width
+        if pixels > MANY_PIXELS:
             return self._by_channels(x.float()).to(x.dtype)
-        fast = pixels == MANY_PIXELS or width >= WIDE_GROUP
-        if on_cpu and x.dtype == torch.bfloat16 and (fast or x.shape[1] >= WIDE):
-            settings = self.weight, self.bias, self.num_groups, self.eps, fast
-            return cast(Tensor, _Frugal.apply(x, *settings))  # type: ignore[no-untyped-call]
-        if on_cpu:
-            return _normalized(x.float(), self.weight, self.bias, self.num_groups, self.eps)[0].to(x.dtype)
-        # nn.GroupNorm refuses a single value per group, which is all that one small image may have at 1x1.
-        return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        if x.dtype == torch.float32:
+            return _normalized(x, *settings)[0]
+        fast = pixels == MANY_PIXELS or channels // self.num_groups >= WIDE_GROUP
+        if x.dtype == torch.bfloat16 and (fast or channels >= WIDE):
+            return cast(Tensor, _Frugal.apply(x, *settings, fast))  # type: ignore[no-untyped-call]
+        return _normalized(x.float(), *settings)[0].to(x.dtype)
 
     def _by_channels(self, x: Tensor) -> Tensor:
         """The same from the mean and variance of each channel, which PyTorch adds up in many parts.
