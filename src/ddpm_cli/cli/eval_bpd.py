@@ -14,6 +14,7 @@ from .options import (
     force_option,
     machine_options,
     model_option,
+    peer_option,
     seed_option,
     verbosity_options,
 )
@@ -70,6 +71,7 @@ class TermsType(click.ParamType[int]):
 @force_option
 @seed_option
 @machine_options
+@peer_option
 @verbosity_options
 def command(images: str, as_json: bool, verbosity: int, **options: Any) -> None:
     """Measure a model on IMAGES in bits/dim: the variational bound, Eq. 5, as the paper's code computes it.

@@ -292,6 +292,17 @@ def machine_options(command: F) -> F:
     )(command)
 
 
+def peer_option(command: F) -> F:
+    """--peer-timeout, of commands whose work several processes can share."""
+    return click.option(
+        "--peer-timeout",
+        type=DurationType(),
+        default="1h",
+        show_default=True,
+        help="Under torchrun: give up on a process that hangs after this time.",
+    )(command)
+
+
 def force_option(command: F) -> F:
     """--force."""
     return click.option("--force", is_flag=True, help="Overwrite the output if it exists.")(command)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..ui.results import put_results
-from .options import Command, GridType, PathType, picture_options, sampler_options
+from .options import Command, GridType, PathType, peer_option, picture_options, sampler_options
 
 EPILOG = """\b
 Examples:
@@ -38,12 +38,14 @@ Examples:
     "A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif, .webp or .apng (the chain), or - "
     "(PNG on stdout).",
 )
+@peer_option
 def command(
     output: Path,
     like: Path | None,
     cells: tuple[int, int] | None,
     batch_size: int,
     device: str,
+    peer_timeout: float,
     precision: str,
     preview: bool,
     force: bool,
@@ -66,4 +68,5 @@ def command(
     if cells and options["n"] is None and like is None:
         options["n"] = cells[0] * cells[1]
     recipe = (Recipe.from_png(like) if like else Recipe()).overridden(options)
-    put_results(sample(recipe, Destination(output, force, preview), screen, batch_size=batch_size, device=device))
+    to = Destination(output, force, preview)
+    put_results(sample(recipe, to, screen, batch_size=batch_size, device=device, peer_timeout=peer_timeout))

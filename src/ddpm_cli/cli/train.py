@@ -15,6 +15,7 @@ from .options import (
     PathType,
     SizeType,
     machine_options,
+    peer_option,
     seed_option,
     verbosity_options,
 )
@@ -78,6 +79,7 @@ To resume, run the same command again.
 @click.option("--json", "as_json", envvar="DDPM_TRAIN_JSON", is_flag=True, help="One JSON object on stdout at the end.")
 @seed_option
 @machine_options
+@peer_option
 @verbosity_options
 def command(
     images: str,
@@ -88,6 +90,7 @@ def command(
     dry_run: bool,
     as_json: bool,
     device: str,
+    peer_timeout: float,
     verbosity: int,
     **options: Any,
 ) -> None:
@@ -101,6 +104,6 @@ def command(
     from ..ui.console import open_screen
 
     screen = open_screen(verbosity)
-    job = Job(images, output, size, int(channels) if channels else None, start, device, TrainOptions(**options))
+    job = Job(images, output, size, int(channels) if channels else None, start, device, TrainOptions(**options), peer_timeout)
     code = job.run(screen, dry_run=dry_run, as_json=as_json)
     click.get_current_context().exit(code)

@@ -44,6 +44,7 @@ class MeasureOptions:
     seed: int
     device: str
     precision: str
+    peer_timeout: float
 
     @property
     def outputs(self) -> list[Path]:
@@ -110,7 +111,7 @@ def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement
         model = replace(model, diffusion=model.diffusion.unclipped)
     channels, *size = model.shape
     must_fit = "" if options.resize else "the model's"
-    with init_world(str(model.device)) as world:
+    with init_world(str(model.device), options.peer_timeout) as world:
         images = open_images(
             source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=must_fit, world=world
         )

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.distributed import init_world, local_device
+from ..core.distributed import PEER_TIMEOUT, init_world, local_device
 from ..sampling import generate
 from ..sampling.metadata import Recipe
 from ..ui.console import Screen
@@ -26,7 +26,15 @@ from .sharing import shared_chains, steps_seen
 LEFT = 0.05  # alpha_bar beyond which x_t is no longer taken for noise
 
 
-def sample(recipe: Recipe, to: Destination, screen: Screen, *, batch_size: int, device: str) -> Iterator[Path | bytes]:
+def sample(
+    recipe: Recipe,
+    to: Destination,
+    screen: Screen,
+    *,
+    batch_size: int,
+    device: str,
+    peer_timeout: float = PEER_TIMEOUT,
+) -> Iterator[Path | bytes]:
     """Make the images of a recipe; yields each path written, or the bytes that are meant for stdout.
 
     Of several processes each makes a share, and rank 0 writes them all.
@@ -52,7 +60,7 @@ def sample(recipe: Recipe, to: Destination, screen: Screen, *, batch_size: int, 
         for indices in generate.batches(recipe.first, recipe.n, batch_size)
     ]
     shown = shown_steps(to, chain)
-    with init_world(str(model.device)) as world:
+    with init_world(str(model.device), peer_timeout) as world:
         steps = shared_chains(model, sampling, batches, shown, world)
         if world.rank > 0:
             deque(steps, maxlen=0)

@@ -19,7 +19,7 @@ from .. import __version__
 from ..checkpoint import StoredModel, newest
 from ..config import T_SAMPLINGS
 from ..core.allocator import keep_freed_memory
-from ..core.distributed import World, init_world, local_device, under_torchrun
+from ..core.distributed import PEER_TIMEOUT, World, init_world, local_device, under_torchrun
 from ..core.pixels import COLOURS
 from ..core.signals import SIGNALS
 from ..data import Images
@@ -48,6 +48,7 @@ class Job:
     start: str | None
     device: str
     options: TrainOptions
+    peer_timeout: float = PEER_TIMEOUT
 
     def run(self, screen: Screen, *, dry_run: bool, as_json: bool) -> int:
         """Do it; returns the exit code: 0, or 128 + the signal that stopped it after a clean save."""
@@ -58,7 +59,7 @@ class Job:
         device = choose_device(local_device(self.device))
         start = find_model(self.start, screen) if self.start else None
         check(self.options, start)
-        with init_world(str(device)) as world:
+        with init_world(str(device), self.peer_timeout) as world:
             return self._run(screen, device, start, world, began, dry_run=dry_run, as_json=as_json)
 
     def _run(

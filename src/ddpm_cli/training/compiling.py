@@ -83,9 +83,9 @@ def compile_if_faster(training: Training, batch: HostBatch) -> Compiled:
     seconds = time.perf_counter() - began
     after = min(training.rehearse(batch).seconds for _ in range(REHEARSALS))
     # All processes go by the slowest of each, and the worst.
-    largest = training.execution.world.largest
-    seconds, before, after = largest(seconds), largest(before), largest(after)
-    off = largest(disagreement(gradients, expected))
+    all_max = training.execution.world.all_max
+    seconds, before, after = all_max(seconds), all_max(before), all_max(after)
+    off = all_max(disagreement(gradients, expected))
     result = Compiled(seconds, before, after, off, ALLOWED[training.config.precision])
     if not result.kept:
         training.unet._compiled_call_impl = None  # there is no public way back
