@@ -211,7 +211,15 @@ def build(config: UNetConfig, device: torch.device | str) -> UNet:
     with torch.device("meta"):
         unet = UNet(config)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return unet.to_empty(device=device)
+    if torch.device(device).type == "meta":
+        return unet
+    # Not by `to_empty`: on tensors without content it takes half a second to import PyTorch's symbolic shapes.
+    empty = {
+        name: torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        for name, tensor in unet.state_dict().items()
+    }
+    unet.load_state_dict(empty, assign=True)
+    return unet
 
 
 @torch.no_grad()
