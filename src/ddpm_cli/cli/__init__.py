@@ -37,6 +37,7 @@ COMMANDS = {
     "pull": "Fetch a model from the Hub.",
     "push": "Publish a model on the Hub.",
     "convert": "Turn a checkpoint of another project into a model.",
+    "env": "Show versions, device and threads, and why they were chosen.",
 }
 
 _LATER = 0.05  # seconds

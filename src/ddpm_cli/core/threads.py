@@ -15,8 +15,8 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Iterations that a thread of GNU's runtime (PyTorch for Linux) spins before it sleeps; 300,000 by default. 2,000 take some
-# tenths of a millisecond: sleeping then costs nothing that can be measured on an idle machine.
+# Iterations that a thread of GNU's runtime (PyTorch for Linux) spins before it sleeps; 300,000 by default. 2,000 take
+# some tenths of a millisecond: sleeping then costs nothing that can be measured on an idle machine.
 SPIN = "2000"
 # Milliseconds for the runtimes of LLVM and Intel (PyTorch for macOS), which take no less but 0; 200 by default.
 BLOCK_TIME = "1"
@@ -77,6 +77,11 @@ def choose(environ: Mapping[str, str], cores: int, quota: float | None) -> Threa
         wait = f"short spin (GOMP_SPINCOUNT={SPIN})"
         why_wait = "waiting threads leave the cores to other programs"
     return Threads(cores, quota, count, why_count, wait, why_wait, settings)
+
+
+def set_by_user() -> bool:
+    """Whether the user, or torchrun, has said how many threads there are to be."""
+    return prepare().count is not None and "OMP_NUM_THREADS" not in prepare().settings
 
 
 def available_cores() -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ..core import threads
 from ..core.files import printable
 from ..core.progress import Stage
 
@@ -133,6 +134,10 @@ def open_screen(verbosity: int) -> Screen:
     logger = logging.getLogger("ddpm_cli")
     logger.handlers = [Handler()]
     logger.propagate = False
+    chosen = threads.prepare()
+    screen.detail(
+        f"threads: {chosen.count or chosen.cores}, {chosen.count_reason}; {chosen.wait}, {chosen.wait_reason}"
+    )
     return screen
 
 

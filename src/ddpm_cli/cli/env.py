@@ -1,0 +1,33 @@
+"""``ddpm env``: what this machine offers, and what is chosen for it."""
+
+from __future__ import annotations
+
+import click
+
+from ..ui.results import put_text
+from .options import Command, verbosity_options
+
+EPILOG = """\b
+Examples:
+  ddpm env                    versions, device, threads, cache
+  ddpm env --json             the same for a report or a script
+  OMP_NUM_THREADS=1 ddpm env  whether a setting is heeded
+"""
+
+
+@click.command("env", cls=Command, epilog=EPILOG)
+@click.option(
+    "--json", "as_json", envvar="DDPM_ENV_JSON", is_flag=True, help="One JSON object on stdout instead of a table."
+)
+@verbosity_options
+def command(as_json: bool, verbosity: int) -> None:
+    """Show versions, the device and precision that auto stands for, threads, the cache folder and optional packages.
+
+    Threads and how they wait come with the reason: the environment, the cores, or a quota of processor time.
+    """
+    from ..jobs.env import look
+    from ..ui.console import aligned
+    from ..ui.console import as_json as to_json
+
+    found = look()
+    put_text(to_json(found.to_json()) if as_json else "\n".join(aligned(found.to_rows())))
