@@ -515,7 +515,7 @@ def log_file(run: Path) -> int:
 
 
 def kill_at_random(child: Child, run: Path, log: int, rng: random.Random) -> str:
-    """Kill a run within its first dozen steps; returns in what.
+    """Kill a run within its first steps; returns in what.
 
     Args:
         log: which file metrics.jsonl was before.
@@ -527,7 +527,7 @@ def kill_at_random(child: Child, run: Path, log: int, rng: random.Random) -> str
         time.sleep(rng.uniform(0, 0.05))
     else:
         wait_until(lambda: log_file(run) not in (0, log), f"the log goes on\n{child.stderr}")
-        steps = rng.randint(1, 9)
+        steps = rng.randint(1, 14)  # a save is done by the time that the next is due, three steps later
         wait_until(lambda: logged(run) >= before + steps, f"step {before + steps}\n{child.stderr}")
         if moment == "saving":
             wait_until(lambda: saving(run), f"a save\n{child.stderr}")
@@ -570,7 +570,7 @@ def test_kills_at_random_moments_change_nothing(
 
     last = nursery.ddpm(*train(pictures, run, tiny_run, *options))
     assert last.wait(600) == 0, last.stderr
-    assert f"going on from step {reached}" in last.stderr
+    assert f"from step {reached:,}" in last.stderr
     other = tmp_path / "uninterrupted"
     whole = nursery.ddpm(*train(pictures, other, tiny_run, "--steps", str(steps), "--save-every", "0"))
     assert whole.wait(600) == 0, whole.stderr
@@ -629,7 +629,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     assert "Traceback" not in child.stderr
     step = newest_step(run)
     assert step < 60
-    assert f"stopped at step {step} of 60, saved; give the same command again to go on" in child.stderr
+    assert f"stopped at step {step} of 60, saved" in child.stderr
     assert leftovers(run) == []
     last = metrics(run)[-1]["step"] if logged(run) else 0
     assert last == step  # nothing that was done is lost
