@@ -234,6 +234,14 @@ def test_python_examples_run(in_a_users_folder: Path, page: str, number: int) ->
     exec(compile(examples[number], f"{page}[{number}]", "exec"), {"__name__": "example"})
 
 
+def test_the_method_in_one_sitting_runs(in_a_users_folder: Path) -> None:
+    source = "\n".join(blocks(DOCS / "minimal.md", "python"))
+    assert 50 < len(source.splitlines()) < 100
+    exec(compile(source, "minimal.md", "exec"), {"__name__": "example"})
+    with Image.open("digits.png") as image:
+        image.verify()
+
+
 def test_the_examples_of_the_theory_give_what_they_say(in_a_users_folder: Path) -> None:
     source = "\n".join(blocks(DOCS / "theory.md", "pycon"))
     example = doctest.DocTestParser().get_doctest(source, {}, "theory.md", None, 0)
