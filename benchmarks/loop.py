@@ -18,7 +18,8 @@ from ddpm_cli.network.denoiser import choose_device, choose_precision
 from ddpm_cli.training.batch import batch_at
 from ddpm_cli.training.loop import Training
 from ddpm_cli.training.presets import PRESETS, Preset
-from ddpm_cli.training.run import Cadence, RunConfig, run
+from ddpm_cli.training.record import Cadence, RunConfig
+from ddpm_cli.training.run import run
 
 from .measure import Table, elsewhere
 

@@ -29,7 +29,8 @@ from ddpm_cli.config import BUILTIN_DIGITS, DiffusionConfig, TrainConfig
 from ddpm_cli.data import Images, open_images
 from ddpm_cli.models import model
 from ddpm_cli.training.presets import PRESETS
-from ddpm_cli.training.run import Cadence, RunConfig, run
+from ddpm_cli.training.record import Cadence, RunConfig
+from ddpm_cli.training.run import run
 
 RESULTS = Path(__file__).with_name("table2.jsonl")
 SEEDS = (0, 1, 2)

@@ -8,17 +8,18 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
-import pytest
-
-from helpers.nursery import Nursery
-from helpers.process import Ddpm, Finished, clean_environment
-
 # Read when torch is first imported, here and in every process that a test starts. One thread: the networks of the
 # tests are tiny, results do not depend on the number of cores, and threads that wait for each other on a busy machine
 # take ten times as long.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
+
+# ruff: noqa: E402
+import hypothesis
+import pytest
+
+from helpers.nursery import Nursery
+from helpers.process import Ddpm, Finished, clean_environment
 
 # Children inherit what is ignored, as a shell has it for what runs in its background; the tests send them signals.
 for number in (signal.SIGHUP, signal.SIGINT):

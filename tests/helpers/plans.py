@@ -8,6 +8,7 @@ import torch
 
 from ddpm_cli.checkpoint import StoredModel
 from ddpm_cli.training.plan import Plan, TrainOptions, plan
+from ddpm_cli.training.record import Origin
 
 CPU = torch.device("cpu")
 
@@ -21,4 +22,4 @@ def planned(
     source: str = "images",
     **options: Any,
 ) -> Plan:
-    return plan(TrainOptions(**options), source, shape, DIGEST, start, CPU)
+    return plan(TrainOptions(**options), shape, DIGEST, start, CPU, Origin(images=source))

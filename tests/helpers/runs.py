@@ -13,7 +13,8 @@ import torch
 from ddpm_cli.checkpoint import StoredModel
 from ddpm_cli.config import TrainConfig, UNetConfig
 from ddpm_cli.data import Images
-from ddpm_cli.training.run import Cadence, Progress, RunConfig, run
+from ddpm_cli.training.record import Cadence, RunConfig
+from ddpm_cli.training.run import Progress, run
 from helpers.models import DIFFUSION, tiny
 
 NETWORK = replace(tiny(), dropout=0.2)

@@ -9,15 +9,14 @@ import torch
 
 from ddpm_cli.checkpoint import StoredModel
 from ddpm_cli.config import UNetConfig
-from ddpm_cli.core.distributed import ALONE, World
+from ddpm_cli.core.distributed import ALONE
 from ddpm_cli.network.unet import build, flops
 from ddpm_cli.training.estimate import Cost
 from ddpm_cli.training.estimate import estimate as estimate_for
 from ddpm_cli.training.loop import Execution
 from ddpm_cli.training.memory import Trial, fit
 from ddpm_cli.training.plan import Plan
-from ddpm_cli.training.presets import PRESETS
-from ddpm_cli.training.run import RunConfig
+from ddpm_cli.training.record import RunConfig
 from helpers.models import DIFFUSION, random_unet, tiny
 from helpers.plans import CPU, planned
 
@@ -27,7 +26,7 @@ def small(**options: Any) -> Plan:
 
 
 def estimate(plan: Plan, device: torch.device) -> Cost:
-    return estimate_for(plan, device, fit(plan, device, ALONE), paper=True)
+    return estimate_for(plan, device, fit(plan, device, ALONE))
 
 
 def saved_bytes(config: UNetConfig) -> int:
@@ -55,34 +54,6 @@ def test_the_cost_of_a_run() -> None:
     assert price.memory == pytest.approx(20 * parameters + 6 * saved_bytes(tiny()), rel=0.1)
     assert 0 < price.step_seconds < 10
     assert price.total_seconds == pytest.approx(50 * price.step_seconds)
-    assert price.paper
-    assert price.paper.preset == "cifar10"
-
-
-@pytest.mark.parametrize(("size", "name"), [((8, 8), "cifar10"), ((128, 64), "256")])
-def test_what_the_paper_would_take_is_its_arithmetic_at_the_rate_of_a_wide_level(
-    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], name: str
-) -> None:
-    tried = []
-
-    def trial(config: RunConfig, device: torch.device, n: int, *, recompute: bool = False) -> Trial:
-        tried.append((config.unet, n))
-        return Trial(0.02 + 0.01 * n, 0)
-
-    monkeypatch.setattr("ddpm_cli.training.estimate.trial", trial)
-    price = estimate(planned((9, *size, 1), preset="tiny"), CPU)
-    level, _ = tried[-1]
-    batch, steps = {"cifar10": (128, 800_000), "256": (64, 500_000)}[name]
-    rate = batch * flops(level, level.size) / (0.02 + 0.01 * batch)
-    assert (level.block_out_channels, level.size) == ((256,), (16, 16))
-    a_side = {"cifar10": 32, "256": 256}[name]
-    assert price.paper
-    assert price.paper.preset == name
-    expected = batch * steps * flops(PRESETS[name].unet((a_side, a_side), 3), (a_side, a_side)) / rate
-    assert price.paper.seconds == pytest.approx(expected)
-    shared = estimate_for(planned((9, *size, 1), preset="tiny"), CPU, Execution(World(0, 2)), paper=True)
-    assert shared.paper
-    assert shared.paper.seconds == pytest.approx(expected / 2)
 
 
 def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:

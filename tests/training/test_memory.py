@@ -13,9 +13,18 @@ from ddpm_cli import cli
 from ddpm_cli.core.allocator import keep_freed_memory
 from ddpm_cli.core.distributed import ALONE, World
 from ddpm_cli.errors import InputError
+from ddpm_cli.network.unet import parameter_count
 from ddpm_cli.training import memory
 from ddpm_cli.training.loop import Execution
-from ddpm_cli.training.memory import activation_bytes, arithmetic, available_memory, fit, prepared_bytes, trial
+from ddpm_cli.training.memory import (
+    STAGED_BYTES,
+    activation_bytes,
+    arithmetic,
+    available_memory,
+    fit,
+    prepared_bytes,
+    trial,
+)
 from ddpm_cli.training.plan import Plan
 from helpers.nursery import Nursery
 from helpers.plans import CPU, planned
@@ -29,8 +38,14 @@ def wide() -> Plan:
     return planned((9, 32, 32, 3), preset="tiny", batch_size=64, precision="fp32")
 
 
-def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda device: free)
+def leave(monkeypatch: pytest.MonkeyPatch, free: int, beside: int = 0) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda device: free + beside)
+
+
+def beside(plan: Plan) -> int:
+    """Bytes that batches and a checkpoint under way take."""
+    config = plan.config
+    return config.train.batch_size * prepared_bytes(config.unet) + STAGED_BYTES * parameter_count(config.unet)
 
 
 def peaks(monkeypatch: pytest.MonkeyPatch, whole: int, recomputing: int, fixed: int) -> list[tuple[int, bool]]:
@@ -49,7 +64,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch, whole: int, recomputing: int, fixed: 
 def test_what_surely_fits_is_not_tried(monkeypatch: pytest.MonkeyPatch, wide: Plan) -> None:
     tried = peaks(monkeypatch, 1, 1, 1)
     assert fit(wide, CPU, ALONE) == Execution()
-    leave(monkeypatch, 2 * arithmetic(wide.config, 64) + 64 * prepared_bytes(wide.config.unet))
+    leave(monkeypatch, 2 * arithmetic(wide.config, 64), beside(wide))
     assert fit(wide, CPU, ALONE) == Execution()
     assert tried == []
 
@@ -57,11 +72,10 @@ def test_what_surely_fits_is_not_tried(monkeypatch: pytest.MonkeyPatch, wide: Pl
 def test_parts_are_as_large_as_what_was_measured_allows(monkeypatch: pytest.MonkeyPatch, wide: Plan) -> None:
     an_image = activation_bytes(wide.config.unet, "fp32")
     free = arithmetic(wide.config, 40)
-    leave(monkeypatch, free)
+    leave(monkeypatch, free, beside(wide))
     peaks(monkeypatch, an_image, an_image // 8, 10 * MIB)
     execution = fit(wide, CPU, ALONE)
     part = -(-64 // execution.accumulate)
-    free -= 64 * prepared_bytes(wide.config.unet)
     assert not execution.recompute
     assert 1 < execution.accumulate < 64
     assert 10 * MIB + part * an_image <= 0.9 * free < 10 * MIB + 64 / (execution.accumulate - 1) * an_image
@@ -75,7 +89,7 @@ def test_activations_are_computed_twice_where_not_even_one_image_fits(
 ) -> None:
     one, less = arithmetic(wide.config, 1), arithmetic(wide.config, 1, recompute=True)
     assert less < one
-    leave(monkeypatch, (one + less) // 2 + 64 * prepared_bytes(wide.config.unet))
+    leave(monkeypatch, (one + less) // 2, beside(wide))
     tried = peaks(monkeypatch, one, less // 10, 0)
     execution = fit(wide, CPU, ALONE)
     assert execution.recompute
@@ -90,7 +104,7 @@ def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch, accumulate:
     tried = peaks(monkeypatch, 1, 1, 1)
     with pytest.raises(
         InputError,
-        match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*--batch-size" + (".*--accumulate" if accumulate else "$"),
+        match=r"about [\d.]+ GiB of memory, of [\d.]+ GiB .*`batch_size`" + (".*`accumulate`" if accumulate else "$"),
     ):
         fit(made, CPU, ALONE)
     assert tried == []
@@ -106,7 +120,7 @@ def test_a_gpu_that_has_room_for_fewer_than_are_tried(
         return memory.Trial(1.0, n * free // 4)
 
     free = arithmetic(wide.config, 40)
-    leave(monkeypatch, free + 64 * prepared_bytes(wide.config.unet))
+    leave(monkeypatch, free, beside(wide))
     monkeypatch.setattr(memory, "trial", measured)
     monkeypatch.setattr(memory, "memory_now", lambda device: 0)
     execution = fit(wide, CPU, ALONE)
@@ -126,7 +140,7 @@ def test_a_gpu_that_has_no_room_for_a_trial(monkeypatch: pytest.MonkeyPatch, wid
 
 def test_parts_that_the_user_asks_for_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     made = planned((9, 32, 32, 3), preset="tiny", batch_size=64, accumulate=16)
-    leave(monkeypatch, arithmetic(made.config, 5) + 64 * prepared_bytes(made.config.unet))
+    leave(monkeypatch, arithmetic(made.config, 5), beside(made))
     peaks(monkeypatch, 1, 1, 1)
     assert fit(made, CPU, ALONE).accumulate == 16
     assert fit(made, CPU, World(0, 16)).accumulate == 4, "no part is empty"

@@ -17,7 +17,7 @@ from ddpm_cli.diffusion.samplers import ancestral
 from ddpm_cli.models import model
 from ddpm_cli.models.card import card
 from ddpm_cli.training.plan import TrainOptions, plan
-from ddpm_cli.training.run import Cadence, RunConfig
+from ddpm_cli.training.record import Cadence, RunConfig
 from helpers.process import Ddpm
 from helpers.runs import NETWORK, TRAIN, final, go, images
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +20,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 SHARING = "train", "sample", "eval-bpd"  # commands whose work several processes can share
 
 
+WORDS = "ddpm_cli.words"  # under which a context keeps the words that a command was given
+
+
 class Command(click.Command):
     """A command whose help shows its examples before its options: they are what most look for.
 
     Unless it is of `SHARING`, torchrun cannot start it several times at once.
+
+    Args:
+        groups: headings for its options in the help, each with the names of their parameters; the others come last.
     """
+
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = groups or {}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and self.name not in SHARING:
@@ -40,6 +54,13 @@ class Command(click.Command):
         self.format_help_text(ctx, formatter)
         self.format_epilog(ctx, formatter)
         self.format_options(ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        left = {param.name: record for param in self.get_params(ctx) if (record := param.get_help_record(ctx))}
+        headings = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
+        for heading, records in [*headings.items(), ("Other options" if headings else "Options", list(left.values()))]:
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 _FIELD = re.compile(r"`([a-z][a-z_0-9]*)(?:=([^`]*))?`")
@@ -175,7 +196,7 @@ def seed_option(command: F) -> F:
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Names all randomness: the same seed gives the same result.",
+        help="Seed of all randomness: the same seed gives the same result.",
     )(command)
 
 
@@ -285,10 +306,14 @@ def machine_options(command: F) -> F:
         type=click.Choice(["auto", "fp32", "bf16"]),
         default="auto",
         show_default=True,
-        help="Of convolutions and matrix products; auto is bf16 where the hardware has it.",
+        help="Precision of convolutions and matrix products; auto is bf16 where the hardware has it, else fp32.",
     )(command)
     return click.option(
-        "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="DEVICE",
+        help="Device: auto, cpu, cuda, cuda:N or mps.",
     )(command)
 
 

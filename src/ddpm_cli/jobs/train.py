@@ -18,19 +18,30 @@ import torch
 from .. import __version__
 from ..checkpoint import StoredModel, newest
 from ..config import T_SAMPLINGS
+from ..core import threads
 from ..core.allocator import keep_freed_memory
 from ..core.distributed import PEER_TIMEOUT, World, init_world, local_device, under_torchrun
+from ..core.files import printable
 from ..core.pixels import COLOURS
 from ..core.signals import SIGNALS
 from ..data import Images
+from ..errors import ArgumentError
 from ..network.denoiser import choose_device
 from ..training.compiling import Compiled, keep_compiled
 from ..training.estimate import Cost, estimate
 from ..training.loop import Execution
 from ..training.memory import fit
-from ..training.plan import Plan, TrainOptions, check, plan
-from ..training.run import Progress, check_folder, data_digest, run
-from ..training.settings import check_same
+from ..training.plan import Plan, TrainOptions, check, plan, resumed
+from ..training.record import (
+    Origin,
+    RunRecord,
+    check_same,
+    other_images,
+    read_record,
+    record_from_json,
+    record_to_json,
+)
+from ..training.run import Progress, run
 from ..ui.console import Screen, as_json, duration, plural, size
 from ..ui.results import put_text
 from .images import open_images
@@ -39,15 +50,22 @@ from .models import find_model
 
 @dataclass(frozen=True)
 class Job:
-    """One call of ``ddpm train``, as the user gave it."""
+    """One call of ``ddpm train``, as the user gave it; what is None was not given.
 
-    images: str
+    Args:
+        images: their name; a run that has begun knows its own.
+        words: of the command line after ``ddpm train``, kept with the run that it begins.
+        peer_timeout: seconds to wait for processes that hang.
+    """
+
+    images: str | None
     folder: Path
     size: tuple[int, int] | None
     channels: int | None
     start: str | None
     device: str
     options: TrainOptions
+    words: tuple[str, ...] = ()
     peer_timeout: float = PEER_TIMEOUT
 
     def run(self, screen: Screen, *, dry_run: bool, as_json: bool) -> int:
@@ -57,10 +75,76 @@ class Job:
         if self.options.compile:
             keep_compiled()
         device = choose_device(local_device(self.device))
-        start = find_model(self.start, screen) if self.start else None
-        check(self.options, start)
         with init_world(str(device), self.peer_timeout) as world:
-            return self._run(screen, device, start, world, began, dry_run=dry_run, as_json=as_json)
+            record = self._record(world)
+            start = self._start(screen, record)
+            check(self.options, start)
+            what = self._resumed(record) if record else None
+            images = self._open(screen, record, start, device.type, world)
+            if what is None:
+                what = plan(self.options, images.shape, images.digest, start, device, self._origin())
+            elif images.digest != what.config.digest:
+                raise ArgumentError(other_images(self.folder))
+            return self._run(screen, device, start, world, images, what, began, dry_run=dry_run, as_json=as_json)
+
+    def _record(self, world: World) -> RunRecord | None:
+        """The run to resume; None for a new one. Other processes than rank 0 may not see its folder, and are told."""
+        record = None
+        with world.together():
+            if world.rank == 0:
+                record = read_record(self.folder)
+                if record and not record.has_checkpoints and self.images is not None:
+                    record = None  # nothing was kept that others would resume from
+                if record is None and self.images is None:
+                    raise ArgumentError(
+                        f"{printable(self.folder)} holds no run to resume; name the images to train on, or the folder "
+                        "of a run"
+                    )
+        return record_from_json(world.all_gather(record_to_json(record))[0])
+
+    def _start(self, screen: Screen, record: RunRecord | None) -> StoredModel | None:
+        """The model to fine-tune; a run that has checkpoints needs it no more."""
+        if record is not None and record.has_checkpoints:
+            return None
+        name = self.start if record is None else record.config.start
+        return find_model(name, screen) if name else None
+
+    def _open(
+        self, screen: Screen, record: RunRecord | None, start: StoredModel | None, device: str, world: World
+    ) -> Images:
+        size, channels, wanted = self.size, self.channels, ""
+        if record is not None:
+            height, width, known = record.config.shape[1:]
+            size, channels, wanted = size or (height, width), channels or known, record.config.digest
+        elif start is not None:
+            size, channels = size or start.unet.size, channels or start.unet.in_channels
+        limit = 32 if device == "cpu" else 64
+        return open_images(
+            self._source(record), screen, size=size, channels=channels, limit=limit, wanted=wanted, world=world
+        )
+
+    def _source(self, record: RunRecord | None) -> str:
+        if self.images is not None:
+            return self.images
+        known = record.config.origin.images if record else None
+        if known is None:
+            raise ArgumentError(
+                f"the run in {printable(self.folder)} does not say where its images are; name them to resume it"
+            )
+        return known
+
+    def _resumed(self, record: RunRecord) -> Plan:
+        """The run to resume, which this command is to agree with; what an earlier release did not note is noted now."""
+        given = self.size, self.channels, self.start
+        what = resumed(self.options, record, self.folder, *given)
+        if what.config.origin.images is not None or self.images is None:
+            return what
+        return replace(what, config=replace(what.config, origin=replace(self._origin(), preset=what.preset)))
+
+    def _origin(self) -> Origin:
+        """Where the run that this command begins comes from."""
+        name = self.images or ""
+        return Origin(self.words, name if name.startswith("builtin:") else str(Path(name).absolute()))
 
     def _run(
         self,
@@ -68,21 +152,20 @@ class Job:
         device: torch.device,
         start: StoredModel | None,
         world: World,
+        images: Images,
+        what: Plan,
         began: float,
         *,
         dry_run: bool,
         as_json: bool,
     ) -> int:
-        images = self._open(screen, start, device.type, world)
-        what = plan(self.options, self.images, images.shape, images.digest, start, device)
         check_same(_identity(what, device), world)
+        _keep_threads(screen, what, device)
         with world.together():
-            if world.rank == 0:
-                check_folder(self.folder, what.config)
             execution = fit(what, device, world)
         with world.together():
             if world.rank == 0:
-                price = estimate(what, device, execution, paper=dry_run)
+                price = estimate(what, device, execution)
                 self._announce(screen, images, what, price, str(device), execution)
                 self._warn(screen, what, start)
         if dry_run:
@@ -112,29 +195,16 @@ class Job:
             )
         return self._conclude(screen, last, what, interruption.signal)
 
-    def _open(self, screen: Screen, start: StoredModel | None, device: str, world: World) -> Images:
-        size, channels = self.size, self.channels
-        if start is not None:
-            size = size or start.unet.size
-            channels = channels or start.unet.in_channels
-        limit = 32 if device == "cpu" else 64
-        wanted = ""
-        with world.together():
-            if world.rank == 0:  # others may not see the folder
-                wanted = data_digest(self.folder) or ""
-        wanted = world.all_gather(wanted.encode())[0].decode()
-        return open_images(self.images, screen, size=size, channels=channels, limit=limit, wanted=wanted, world=world)
-
     def _announce(
         self, screen: Screen, images: Images, what: Plan, price: Cost, device: str, execution: Execution
     ) -> None:
         n, height, width, channels = images.shape
         config, cadence = what.config, what.cadence
-        name = f"fine-tuned from {self.start}" if self.start else what.preset
+        name = f"fine-tuned from {config.start}" if config.start else what.preset or "as before"
         widths = ", ".join(map(str, config.unet.block_out_channels))
         batch, d = config.train.batch_size, config.diffusion
         rows = [
-            ("images", f"{n:,} of {height}x{width}, {COLOURS[channels]}, from {self.images}"),
+            ("images", f"{n:,} of {height}x{width}, {COLOURS[channels]}, from {self.images or config.origin.images}"),
             ("network", f"{name}: channels {widths}; {price.parameters:,} parameters"),
             ("training", f"L_{config.train.loss} of {d.predict}, {d.variance}, {d.schedule}, T = {d.timesteps}"),
             ("", f"batches of {batch}, learning rate {config.train.lr:g}, t {T_SAMPLINGS[config.train.t_sampling]}"),
@@ -147,10 +217,6 @@ class Job:
         ]
         if cadence.max_time is not None:
             rows.append(("limit", f"{duration(cadence.max_time)} (--max-time)"))
-        if price.paper and what.preset != price.paper.preset:
-            rows.append(
-                ("paper", f"its {price.paper.preset} run would take about {duration(price.paper.seconds)} here")
-            )
         rows.append(("output", str(self.folder.absolute())))
         screen.table(rows)
         if n < batch:
@@ -171,7 +237,7 @@ class Job:
     def _follow(self, screen: Screen, progress: Iterator[Progress], what: Plan) -> Progress:
         first = last = next(progress)
         if first.step:
-            screen.say(f"going on from step {first.step:,}")
+            screen.say(f"resuming from step {first.step:,}")
         if first.compiled:
             screen.say(_account(first.compiled))
         checkpoint = None
@@ -197,7 +263,7 @@ class Job:
         elif last.step == steps:
             screen.say(f"done: {plural(last.step, 'step')}; more with --steps {2 * last.step}")
         else:
-            screen.say(f"stopped at step {last.step:,} of {steps:,}, saved; give the same command again to go on")
+            screen.say(f"stopped at step {last.step:,} of {steps:,}, saved; run the same command again to resume")
         screen.say(f"ddpm sample -m {shlex.quote(str(self.folder))} -n 64 -o grid.png")
         return 0 if received is None else 128 + received
 
@@ -238,6 +304,20 @@ def stopping(*, alone: bool = True) -> Iterator[Interruption]:
             signal.signal(number, handler)
 
 
+def _keep_threads(screen: Screen, what: Plan, device: torch.device) -> None:
+    """Compute with as many threads as the run did before: other numbers round its sums in other ways."""
+    before = what.before.threads if what.before else None
+    if device.type != "cpu" or before is None or before == torch.get_num_threads():
+        return
+    if before <= threads.available_cores() and not threads.set_by_user():
+        torch.set_num_threads(before)
+    else:
+        screen.say(
+            f"this run was computed with {plural(before, 'thread')} so far, and now with {torch.get_num_threads()}: "
+            "its sums are rounded differently from here on"
+        )
+
+
 def _note(event: Progress) -> str | None:
     if event.report is None:
         return None
@@ -259,8 +339,8 @@ def _shared(execution: Execution, batch: int) -> str:
 
 
 def _divided(execution: Execution) -> str:
-    parts = f"; batches in {execution.accumulate} parts" if execution.accumulate > 1 else ""
-    return parts + ("; activations are computed twice to save memory" if execution.recompute else "")
+    parts = f"; gradient accumulation over {execution.accumulate} micro-batches" if execution.accumulate > 1 else ""
+    return parts + ("; activation checkpointing" if execution.recompute else "")
 
 
 def _account(compiled: Compiled) -> str:

@@ -24,7 +24,7 @@ from ..network.unet import build, parameter_count
 from .batch import HostBatch
 from .loop import Execution, Training
 from .plan import Plan
-from .run import RunConfig
+from .record import Computed, RunConfig
 
 BYTES_A_PARAMETER = 20  # weight, gradient, two moments and the average, all float32
 BYTES_SHARED = 4  # a parameter, in the buckets that DistributedDataParallel adds up gradients in
@@ -43,39 +43,43 @@ class Trial:
 
 
 def fit(plan: Plan, device: torch.device, world: World) -> Execution:
-    """How to compute a run here: in as few parts as fit, keeping activations if any part does.
+    """How to compute a run here: as it was computed before, else in as few micro-batches as fit.
+
+    Activations are kept if a micro-batch fits with them, else recomputed (activation checkpointing).
 
     Raises:
         ArgumentError: there are more processes than images in a batch.
-        InputError: not even one image at a time fits, or not the parts that the user has asked for.
+        InputError: not even one image at a time fits, or not the micro-batches that the user has asked for.
     """
     config, batch_size = plan.config, plan.config.train.batch_size
     if world.size > batch_size:
         raise ArgumentError(
-            f"{world.size} processes cannot share batches of {batch_size}; use --batch-size {world.size} or more, or "
+            f"{world.size} processes cannot share batches of {batch_size}; use `batch_size={world.size}` or more, or "
             "fewer processes"
         )
     batch = -(-batch_size // world.size)
-    whole = Execution(world, min(plan.accumulate or 1, batch), compile=plan.compile)
+    before = plan.before if plan.before and plan.before.processes == world.size else Computed()
+    asked = Execution(world, min(plan.accumulate or 1, batch), compile=plan.compile)
+    whole = replace(asked, accumulate=min(plan.accumulate or before.accumulate, batch), recompute=before.recompute)
     part = -(-batch // whole.accumulate)
     free = available_memory(device)
     if device.type == "cpu":
         free -= batch * prepared_bytes(config.unet) + STAGED_BYTES * parameter_count(config.unet)
     if world.size > 1:
         free -= BYTES_SHARED * parameter_count(config.unet)
-    need = arithmetic(config, part)
+    need = arithmetic(config, part, recompute=whole.recompute)
     if need <= SURELY * free or (plan.accumulate is not None and need <= free):
         return whole
     if plan.accumulate is None:
         for recompute in (False, True):
             images = _fitting(config, device, free, batch, recompute=recompute)
             if images:
-                return replace(whole, accumulate=-(-batch // images), recompute=recompute)
+                return replace(asked, accumulate=-(-batch // images), recompute=recompute)
         need = arithmetic(config, 1, recompute=True)
-    parts = "" if plan.accumulate is None else ", or a larger --accumulate, which computes a batch in more parts"
+    parts = "" if plan.accumulate is None else ", or a larger `accumulate`: more micro-batches to a batch"
     raise InputError(
         f"this network needs about {need / 2**30:.1f} GiB of memory, of {max(free, 0) / 2**30:.1f} GiB that are "
-        f"free beside the batches; use a smaller --preset, --size or --batch-size{parts}"
+        f"free beside the batches; use a smaller `preset`, `size` or `batch_size`{parts}"
     )
 
 

@@ -126,7 +126,7 @@ def choose_preset(name: str, size: tuple[int, int], *, accelerated: bool) -> str
     """
     if name != "auto":
         if name not in PRESETS:
-            raise ArgumentError(f"--preset is {name!r}; it must be auto or one of {', '.join(PRESETS)}")
+            raise ArgumentError(f"`preset` is {name!r}; it must be auto or one of {', '.join(PRESETS)}")
         return name
     if not accelerated:
         return "tiny"

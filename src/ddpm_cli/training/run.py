@@ -1,10 +1,9 @@
-"""A run folder: what is in it, when it is written, and how the same command goes on with it."""
+"""Training in a run folder: what is written when, and how the same command resumes."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -14,73 +13,23 @@ from typing import Any
 
 import torch
 
-from .. import __version__
-from ..checkpoint import Provenance, Saver, StoredModel, newest, read_json, read_provenance, read_snapshot, run_lock
-from ..config import DiffusionConfig, TrainConfig, UNetConfig
+from ..checkpoint import Provenance, Saver, StoredModel, newest, read_provenance, read_snapshot, run_lock
+from ..config import UNetConfig
 from ..core.files import check_space, disk_errors, printable, write_file
 from ..core.pixels import encode_png, grid, grid_shape, sheet_scale, to_image
 from ..data import Images
 from ..diffusion.process import Diffusion
-from ..errors import ArgumentError, DdpmError, DiskError, DivergedError, PeerError
+from ..errors import ArgumentError, DdpmError, DivergedError, PeerError
 from ..network.denoiser import NetworkDenoiser
 from ..sampling import generate
 from ..sampling.settings import Sampling
 from .batch import batch_at
 from .compiling import Compiled, compile_if_faster
 from .loop import HERE, Execution, StepReport, Training, train
-from .settings import differing_settings, in_words
+from .record import CONFIG, Cadence, RunConfig, check_same_run, read_record
 
-SCHEMA = 1
 PREVIEWS = 16
 PREVIEW_SAMPLING = Sampling(sampler="ddim")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """All that decides the weights of a run; two runs of equal configurations and steps have equal weights.
-
-    Args:
-        digest: of the packed pixels; ``shape`` is theirs, (N, H, W, C).
-        start: the model that training begins from, as the user named it; None for random weights.
-    """
-
-    unet: UNetConfig
-    diffusion: DiffusionConfig
-    train: TrainConfig
-    digest: str
-    shape: tuple[int, int, int, int]
-    start: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of config.json."""
-        return {
-            "schema": SCHEMA,
-            "version": __version__,
-            "unet": self.unet.to_json(),
-            "diffusion": self.diffusion.to_json(),
-            "train": self.train.to_json(),
-            "data": {"digest": self.digest, "shape": list(self.shape)},
-            "from": self.start,
-        }
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """How long a run goes on and how often it writes; nothing here decides the weights.
-
-    Args:
-        steps: the step to stop at.
-        log_every: steps between lines of metrics.jsonl; so ``save_every`` and ``sample_every``. 0 is never.
-        keep: how many checkpoints stay.
-        max_time: seconds after which to save and stop; None is never.
-    """
-
-    steps: int
-    log_every: int
-    save_every: int
-    sample_every: int
-    keep: int = 3
-    max_time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,9 +86,9 @@ def run(
     with contextlib.ExitStack() as lock:
         with world.together():
             if world.rank == 0:
-                check_folder(folder, config)
+                read_record(folder)  # before a lock is put into a folder that holds something else
                 lock.enter_context(run_lock(folder))
-                check_folder(folder, config)  # once more: another trainer may have been here in between
+                check_same_run(folder, config)
         training = Training(config.unet, config.diffusion, config.train, device, execution)
         past = Provenance()
         with world.together():
@@ -148,10 +97,10 @@ def run(
                 if training.step < cadence.steps:
                     # weights, average and two moments: better to know now than after the first hours
                     need = 4 * sum(parameter.nbytes for parameter in training.parameters)
-                    advice = "make room, or use a folder on another disk with -o"
+                    advice = "make room, or use a folder on another disk"
                     check_space(folder, need, what="a checkpoint", advice=advice)
-                content = config.to_json() | {"execution": execution.to_json()}
-                write_file(folder / "config.json", (json.dumps(content, indent=2) + "\n").encode())
+                content = config.to_json() | {"cadence": asdict(cadence), "execution": _computed(execution, device)}
+                write_file(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
                 _forget_after(folder / "metrics.jsonl", training.step)
         training.synchronize()
         compiled = None
@@ -163,6 +112,11 @@ def run(
         yield from _steps(folder, training, cadence, images, past, stop)
 
 
+def _computed(execution: Execution, device: torch.device) -> dict[str, Any]:
+    """How the run is computed, for config.json; see `Computed`."""
+    return execution.to_json() | {"threads": torch.get_num_threads() if device.type == "cpu" else None}
+
+
 def _restored(folder: Path, training: Training, start: StoredModel | None) -> Provenance:
     """Put a training where its run folder left off, or at its start; returns what is known of the run's past."""
     latest = newest(folder)
@@ -170,61 +124,13 @@ def _restored(folder: Path, training: Training, start: StoredModel | None) -> Pr
         snapshot = read_snapshot(latest)
         # config.json may be gone
         if (snapshot.unet, snapshot.diffusion) != (training.unet.config, training.diffusion_config):
-            raise ArgumentError(f"{printable(latest)} is of another network or diffusion; use another folder with -o")
+            raise ArgumentError(f"{printable(latest)} is of another network or diffusion; use another folder")
         training.restore(snapshot)
     elif start is not None:
         training.start_from(start.weights)
     # Which model that was, exactly: its name may have come to stand for another since.
     began = read_provenance(latest).start if latest else start.identity if start else None
     return Provenance(start=began, loss=training.config.loss)
-
-
-def check_folder(folder: Path, config: RunConfig) -> None:
-    """Refuse a run folder whose run has other settings, or a folder that holds something else.
-
-    Raises:
-        ArgumentError: names the settings that differ, and both values of each.
-        DiskError: the folder that it would lie in does not exist.
-    """
-    with disk_errors(folder):
-        folder.exists()  # refuses a name that is too long for the disk
-    if not folder.absolute().parent.is_dir():
-        raise DiskError(
-            f"cannot write {printable(folder)}: there is no folder {printable(folder.parent)}; make it first"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ArgumentError(f"{printable(folder)} is a file; name a folder with -o")
-    if not (folder / "config.json").exists():
-        # A trainer that was killed early leaves a lock, or a config.json that is not yet one.
-        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        strangers = [name for name in names if not name.startswith((".lock", ".tmp-"))]
-        if strangers not in ([], ["checkpoints"]):
-            raise ArgumentError(
-                f"{printable(folder)} is not empty and holds no run ({printable(sorted(strangers)[0])} is in it); "
-                "name another folder with -o"
-            )
-        return
-    if not any((folder / "checkpoints").glob("step-*")):
-        return  # nothing was kept that others would go on with
-    if differing := differing_settings(read_json(folder / "config.json"), json.loads(json.dumps(config.to_json()))):
-        if all(name.startswith("data.") for name, *_ in differing):
-            raise ArgumentError(
-                f"{printable(folder)} holds a run with other images. Give those, as they were, to go on with it, or "
-                f"start another with -o FOLDER --from {shlex.quote(printable(folder))}"
-            )
-        text = in_words(differing, "{name} was {a} and is now {b}")
-        raise ArgumentError(
-            f"{printable(folder)} holds a run with other settings: {text}. "
-            "Give the same command to go on with it, or another folder with -o"
-        )
-
-
-def data_digest(folder: Path) -> str | None:
-    """The digest of the images that the run in a folder was trained on; None if there is no run with checkpoints."""
-    if not any((folder / "checkpoints").glob("step-*")) or not (folder / "config.json").is_file():
-        return None
-    data = read_json(folder / "config.json").get("data")
-    return str(data["digest"]) if isinstance(data, dict) and "digest" in data else None
 
 
 def _steps(
