@@ -82,7 +82,7 @@ def test_another_size_or_other_channels_than_the_packs_are_refused(
     for command in (["train", "packed", "--dry-run"], ["pack", "packed", "-o", "other"]):
         done = ddpm(*command, *options)
         assert done.returncode == 3
-        assert "leave `size` and `channels` out" in done.stderr
+        assert "leave --size and --channels out" in done.stderr
     assert not (tmp_path / "other").exists()
 
 

@@ -224,7 +224,7 @@ def test_channels_can_be_asked_for(folder: Path) -> None:
     four = data.open_images(folder, channels=4)
     np.testing.assert_array_equal(four.take([0])[0], np.concatenate([COLOUR, np.full_like(GREY, 255)], 2))
     for channels in (2, 5):
-        with pytest.raises(ArgumentError, match=f"--channels is {channels}"):
+        with pytest.raises(ArgumentError, match=f"`channels` is {channels}"):
             data.open_images(folder, channels=channels)
     with pytest.raises(ArgumentError, match="0x8"):
         data.open_images(folder, size=(0, 8))
