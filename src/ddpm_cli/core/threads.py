@@ -122,15 +122,16 @@ def _apply(environ: MutableMapping[str, str], chosen: Threads) -> None:
 
 def _asked(environ: Mapping[str, str], cores: int) -> tuple[int | None, str]:
     """How many threads the user asked for, and words about it; nonsense is no number, and said to be none."""
+    ignored = ""
     for name in COUNT_VARIABLES:
         text = environ.get(name, "")
         first = text.split(",")[0].strip()  # of one number for each level of nesting
         if first.isascii() and first.isdecimal() and 0 < int(first) <= 2**16:
             more = f", more than the {cores} cores here" if int(first) > cores else ""
-            return int(first), f"{name}={text}{more}"
+            return int(first), f"{ignored}{name}={text}{more}"
         if text:
-            return None, f"{name}={text!r} is ignored, since it is no number of threads; "
-    return None, ""
+            ignored += f"{name}={text!r} is ignored, since it is no number of threads; "
+    return None, ignored
 
 
 def _quota_of(folder: Path) -> float | None:
