@@ -111,44 +111,44 @@ def test_ancestral_moments_are_those_of_algorithm_2(
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (0.4, 0.2), (-0.9, 0.01)])
-def test_ddim_moments_are_those_of_its_equation(schedule: Schedule, mean: float, spread: float, eta: float) -> None:
-    d = Diffusion(schedule, clip=False)
-    expected, m, v = [], 0.0, 1.0
-    for t in range(schedule.T, 0, -1):
-        ab, before = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
-        sigma2 = eta**2 * (1 - before) / (1 - ab) * (1 - ab / before)
-        # x_0_hat = mean + x_0_share (x_t - sqrt(ab) mean), eps_theta = eps_share (x_t - sqrt(ab) mean)
-        x_0_share = math.sqrt(ab) * spread**2 / (ab * spread**2 + 1 - ab)
-        eps_share = math.sqrt(1 - ab) / (ab * spread**2 + 1 - ab)
-        slope = math.sqrt(before) * x_0_share + math.sqrt(1 - before - sigma2) * eps_share
-        m = math.sqrt(before) * mean + slope * (m - math.sqrt(ab) * mean)
-        v = slope**2 * v + sigma2
-        expected.append((m, v))
-    ours = moments(partial(ddim, eta=eta), d, best_for_gaussian(schedule, mean, spread**2), (0, 1))
-    np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-9)
+def test_ddim_moments_are_those_of_its_equation(schedule: Schedule) -> None:
+    for mean, spread in [(0.0, 1.0), (0.4, 0.2), (-0.9, 0.01)]:
+        for eta in [0.0, 0.3, 1.0]:
+            d = Diffusion(schedule, clip=False)
+            expected, m, v = [], 0.0, 1.0
+            for t in range(schedule.T, 0, -1):
+                ab, before = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
+                sigma2 = eta**2 * (1 - before) / (1 - ab) * (1 - ab / before)
+                # x_0_hat = mean + x_0_share (x_t - sqrt(ab) mean), eps_theta = eps_share (x_t - sqrt(ab) mean)
+                x_0_share = math.sqrt(ab) * spread**2 / (ab * spread**2 + 1 - ab)
+                eps_share = math.sqrt(1 - ab) / (ab * spread**2 + 1 - ab)
+                slope = math.sqrt(before) * x_0_share + math.sqrt(1 - before - sigma2) * eps_share
+                m = math.sqrt(before) * mean + slope * (m - math.sqrt(ab) * mean)
+                v = slope**2 * v + sigma2
+                expected.append((m, v))
+            ours = moments(partial(ddim, eta=eta), d, best_for_gaussian(schedule, mean, spread**2), (0, 1))
+            np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "variance", "side"),
-    [(ancestral, "fixed-large", 1), (ancestral, "fixed-small", -1), (ddim, "fixed-large", -1)],
-    ids=["ancestral large", "ancestral small", "ddim"],
-)
-def test_samples_get_the_mean_and_variance_of_the_data_as_steps_become_small(
-    sampler: Sampler, variance: str, side: int
-) -> None:
-    mean, spread, errors = 0.4, 0.2, []
-    for T in (250, 500, 1000):
-        s = linear(T, 0.1 / T, 20 / T)
-        d = Diffusion(s, variance=variance, clip=False)
-        m, v = moments(sampler, d, best_for_gaussian(s, mean, spread**2), (0, 1))[-1]
-        assert m == pytest.approx(mean, abs=math.sqrt(s.alpha_bar[T]) * mean)  # x_T starts without what is left of it
-        errors.append(v / spread**2 - 1)
-    # Steps half as large, an error half as large. The two variances are the extremes: one too wide, one too narrow.
-    assert 0 < side * errors[2] < 0.04
-    assert 0.45 < errors[1] / errors[0] < 0.6
-    assert 0.45 < errors[2] / errors[1] < 0.6
+def test_samples_get_the_mean_and_variance_of_the_data_as_steps_become_small() -> None:
+    for sampler, variance, side in [
+        (ancestral, "fixed-large", 1),
+        (ancestral, "fixed-small", -1),
+        (ddim, "fixed-large", -1),
+    ]:
+        mean, spread, errors = 0.4, 0.2, []
+        for T in (250, 500, 1000):
+            s = linear(T, 0.1 / T, 20 / T)
+            d = Diffusion(s, variance=variance, clip=False)
+            m, v = moments(sampler, d, best_for_gaussian(s, mean, spread**2), (0, 1))[-1]
+            assert m == pytest.approx(
+                mean, abs=math.sqrt(s.alpha_bar[T]) * mean
+            )  # x_T starts without what is left of it
+            errors.append(v / spread**2 - 1)
+        # Steps half as large, an error half as large. The two variances are the extremes: one too wide, one too narrow.
+        assert 0 < side * errors[2] < 0.04
+        assert 0.45 < errors[1] / errors[0] < 0.6
+        assert 0.45 < errors[2] / errors[1] < 0.6
 
 
 def test_standard_normal_data_and_fixed_large_keep_variance_one(schedule: Schedule) -> None:
@@ -161,20 +161,17 @@ def test_standard_normal_data_and_fixed_large_keep_variance_one(schedule: Schedu
     assert m == 0
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [ancestral, ddim, partial(ddim, eta=0.3), partial(ddim, eta=1)],
-    ids=["ancestral", "ddim", "ddim eta .3", "ddim eta 1"],
-)
-def test_for_one_point_every_chain_has_the_marginals_of_q(schedule: Schedule, sampler: Sampler) -> None:
-    # Section 3.2: beta_tilde_t is the best sigma_t^2 for one point. Then x_{t-1} is drawn from q(x_{t-1} | x_t, x_0),
-    # and DDIM is made so that x_t ~ q(x_t | x_0) for any eta and any steps. The end is the point itself.
-    d, point = Diffusion(schedule, variance="fixed-small", clip=False), 0.7
-    ab = schedule.alpha_bar[::-1]
-    start = math.sqrt(ab[0]) * point, 1 - ab[0]
-    chain = moments(sampler, d, best_for_gaussian(schedule, point, 0), start)
-    expected = np.stack([np.sqrt(ab[1:]) * point, 1 - ab[1:]], axis=1)
-    np.testing.assert_allclose(chain, expected, rtol=1e-8, atol=1e-11)
+def test_for_one_point_every_chain_has_the_marginals_of_q(schedule: Schedule) -> None:
+    for sampler in [ancestral, ddim, partial(ddim, eta=0.3), partial(ddim, eta=1)]:
+        # Section 3.2: beta_tilde_t is the best sigma_t^2 for one point. Then x_{t-1} is drawn from
+        # q(x_{t-1} | x_t, x_0),
+        # and DDIM is made so that x_t ~ q(x_t | x_0) for any eta and any steps. The end is the point itself.
+        d, point = Diffusion(schedule, variance="fixed-small", clip=False), 0.7
+        ab = schedule.alpha_bar[::-1]
+        start = math.sqrt(ab[0]) * point, 1 - ab[0]
+        chain = moments(sampler, d, best_for_gaussian(schedule, point, 0), start)
+        expected = np.stack([np.sqrt(ab[1:]) * point, 1 - ab[1:]], axis=1)
+        np.testing.assert_allclose(chain, expected, rtol=1e-8, atol=1e-11)
 
 
 def test_ddim_shrinks_standard_normal_data_by_the_angles_of_its_steps(schedule: Schedule) -> None:
@@ -299,13 +296,13 @@ def test_steps_are_those_of_the_trained_chain_and_the_last_adds_no_noise(sampler
         torch.testing.assert_close(chain[-1].x_t, chain[-1].x_0_hat, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5)], ids=["ancestral", "ddim"])
-def test_every_step_tells_what_the_network_took_the_image_to_be(sampler: Sampler) -> None:
-    d, x_t = Diffusion(SHORT), start(4)
-    for t, step in zip(range(20, 0, -1), sampler(d, some_network, x_t, NoiseByStep(x_t, 4)), strict=True):
-        assert (step.x_0_hat == p_theta(d, some_network, x_t, t).x_0_hat).all()
-        assert step.x_0_hat.abs().max() <= 1
-        x_t = step.x_t
+def test_every_step_tells_what_the_network_took_the_image_to_be() -> None:
+    for sampler in [ancestral, partial(ddim, eta=0.5)]:
+        d, x_t = Diffusion(SHORT), start(4)
+        for t, step in zip(range(20, 0, -1), sampler(d, some_network, x_t, NoiseByStep(x_t, 4)), strict=True):
+            assert (step.x_0_hat == p_theta(d, some_network, x_t, t).x_0_hat).all()
+            assert step.x_0_hat.abs().max() <= 1
+            x_t = step.x_t
 
 
 @pytest.mark.parametrize("sampler", [ancestral, ddim])
@@ -335,58 +332,60 @@ def evenly_in_log_snr(steps: int) -> Schedule:
     return from_betas(1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]]))
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver_pp, 2)], ids=["ddim", "dpm++"])
-def test_the_error_shrinks_at_the_order_of_the_solver(sampler: Sampler, order: int) -> None:
-    # The probability-flow ODE of N(mean, variance) keeps what a number is in standard deviations from sqrt(ab) mean.
-    mean, variance, errors = 0.4, 0.3, []
-    for steps in (20, 40, 80, 160):
-        s = evenly_in_log_snr(steps)
-        deviation = np.sqrt(s.alpha_bar * variance + 1 - s.alpha_bar)
-        x_T = torch.tensor([[-1.0], [0.0], [2.0]], dtype=torch.float64)
-        z = (x_T - math.sqrt(s.alpha_bar[-1]) * mean) / deviation[-1]
-        *_, at_1, _end = sampler(
-            Diffusion(s, clip=False), best_for_gaussian(s, mean, variance), x_T, NoiseByStep(x_T, 0)
-        )
-        exact = math.sqrt(s.alpha_bar[1]) * mean + deviation[1] * z
-        errors.append(float((at_1.x_t - exact).abs().max()))
-    for coarse, fine in pairwise(errors):
-        assert coarse / fine == pytest.approx(2**order, rel=0.25)
-    assert errors[-1] < (2e-2 if order == 1 else 1e-3)
+def test_the_error_shrinks_at_the_order_of_the_solver() -> None:
+    for sampler, order in [(ddim, 1), (dpm_solver_pp, 2)]:
+        # The probability-flow ODE of N(mean, variance) keeps what a number is in standard deviations from
+        # sqrt(ab) mean.
+        mean, variance, errors = 0.4, 0.3, []
+        for steps in (20, 40, 80, 160):
+            s = evenly_in_log_snr(steps)
+            deviation = np.sqrt(s.alpha_bar * variance + 1 - s.alpha_bar)
+            x_T = torch.tensor([[-1.0], [0.0], [2.0]], dtype=torch.float64)
+            z = (x_T - math.sqrt(s.alpha_bar[-1]) * mean) / deviation[-1]
+            *_, at_1, _end = sampler(
+                Diffusion(s, clip=False), best_for_gaussian(s, mean, variance), x_T, NoiseByStep(x_T, 0)
+            )
+            exact = math.sqrt(s.alpha_bar[1]) * mean + deviation[1] * z
+            errors.append(float((at_1.x_t - exact).abs().max()))
+        for coarse, fine in pairwise(errors):
+            assert coarse / fine == pytest.approx(2**order, rel=0.25)
+        assert errors[-1] < (2e-2 if order == 1 else 1e-3)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_the_first_and_the_last_step_of_dpm_solver_are_those_of_ddim(steps: int) -> None:
-    x_T = start(10)
-    d = Diffusion(PAPER).respaced([1000] if steps == 1 else [400, 1000])
-    for one, other in zip(
-        dpm_solver_pp(d, some_network, x_T, NoiseByStep(x_T, 0)),
-        ddim(d, some_network, x_T, NoiseByStep(x_T, 0)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one.x_t, other.x_t, rtol=1e-9, atol=1e-9)
+def test_the_first_and_the_last_step_of_dpm_solver_are_those_of_ddim() -> None:
+    for steps in [1, 2]:
+        x_T = start(10)
+        d = Diffusion(PAPER).respaced([1000] if steps == 1 else [400, 1000])
+        for one, other in zip(
+            dpm_solver_pp(d, some_network, x_T, NoiseByStep(x_T, 0)),
+            ddim(d, some_network, x_T, NoiseByStep(x_T, 0)),
+            strict=True,
+        ):
+            torch.testing.assert_close(one.x_t, other.x_t, rtol=1e-9, atol=1e-9)
 
 
 # --- Langevin dynamics ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("t", [1, 12, 20])
-@pytest.mark.parametrize("snr", [0.1, 0.5])
-def test_langevin_steps_lead_to_the_variance_of_q_but_for_their_length(snr: float, t: int) -> None:
-    # With score (ab^.5 mean - x) / V, a step makes (1 - delta / V)^2 v + 2 delta of a variance v. That leads from
-    # anywhere to V / (1 - delta / 2V), and the mean to that of q.
-    s, mean, variance = SHORT, 0.4, 0.3
-    d, denoiser = Diffusion(s, clip=False), best_for_gaussian(s, mean, variance)
-    V = s.alpha_bar[t] * variance + 1 - s.alpha_bar[t]
-    delta = 2 * snr**2 * (1 - s.alpha_bar[t])
-    # Rows: without noise, with a noise of 1 in the first of all steps, in the second, ...
-    steps = math.ceil(20 / -math.log(1 - delta / V))
-    x = torch.full((steps + 1, 1), 5.0, dtype=torch.float64)
-    for number in range(steps):
-        z = torch.zeros_like(x)
-        z[number + 1] = 1
-        x = langevin_step(d, denoiser, x, t, z, snr)
-    assert x[0].item() == pytest.approx(math.sqrt(s.alpha_bar[t]) * mean, abs=1e-6)
-    assert (x[1:] - x[0]).square().sum().item() == pytest.approx(V / (1 - delta / (2 * V)), rel=1e-6)
+def test_langevin_steps_lead_to_the_variance_of_q_but_for_their_length() -> None:
+    for snr in [0.1, 0.5]:
+        for t in [1, 12, 20]:
+            # With score (ab^.5 mean - x) / V, a step makes (1 - delta / V)^2 v + 2 delta of a variance v. That
+            # leads from
+            # anywhere to V / (1 - delta / 2V), and the mean to that of q.
+            s, mean, variance = SHORT, 0.4, 0.3
+            d, denoiser = Diffusion(s, clip=False), best_for_gaussian(s, mean, variance)
+            V = s.alpha_bar[t] * variance + 1 - s.alpha_bar[t]
+            delta = 2 * snr**2 * (1 - s.alpha_bar[t])
+            # Rows: without noise, with a noise of 1 in the first of all steps, in the second, ...
+            steps = math.ceil(20 / -math.log(1 - delta / V))
+            x = torch.full((steps + 1, 1), 5.0, dtype=torch.float64)
+            for number in range(steps):
+                z = torch.zeros_like(x)
+                z[number + 1] = 1
+                x = langevin_step(d, denoiser, x, t, z, snr)
+            assert x[0].item() == pytest.approx(math.sqrt(s.alpha_bar[t]) * mean, abs=1e-6)
+            assert (x[1:] - x[0]).square().sum().item() == pytest.approx(V / (1 - delta / (2 * V)), rel=1e-6)
 
 
 def test_the_corrector_mends_what_too_few_steps_have_done() -> None:
@@ -419,19 +418,19 @@ def test_langevin_goes_on_from_where_the_ancestral_step_has_come() -> None:
 # --- RePaint ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("T", "rounds"), [(1, 3), (5, 4), (50, 1), (250, 10), (1000, 2)])
-def test_the_walk_of_repaint(T: int, rounds: int) -> None:
-    walk = [T, *repaint_walk(T, rounds)]
-    assert walk[-1] == 0
-    assert min(walk[:-1], default=1) >= 1
-    assert max(walk) == T
-    down = [(a, b) for a, b in pairwise(walk) if b < a]
-    up = [(a, b) for a, b in pairwise(walk) if b > a]
-    assert all(abs(a - b) == 1 for a, b in pairwise(walk))
-    assert len(down) == len(up) + T
-    jump = min(JUMP, T - 1)  # a shorter chain goes back to its beginning
-    assert len(up) == len(range(1, T - jump + 1, JUMP)) * (rounds - 1) * jump
-    assert len(up) > 0 or T == 1 or rounds == 1
+def test_the_walk_of_repaint() -> None:
+    for T, rounds in [(1, 3), (5, 4), (50, 1), (250, 10), (1000, 2)]:
+        walk = [T, *repaint_walk(T, rounds)]
+        assert walk[-1] == 0
+        assert min(walk[:-1], default=1) >= 1
+        assert max(walk) == T
+        down = [(a, b) for a, b in pairwise(walk) if b < a]
+        up = [(a, b) for a, b in pairwise(walk) if b > a]
+        assert all(abs(a - b) == 1 for a, b in pairwise(walk))
+        assert len(down) == len(up) + T
+        jump = min(JUMP, T - 1)  # a shorter chain goes back to its beginning
+        assert len(up) == len(range(1, T - jump + 1, JUMP)) * (rounds - 1) * jump
+        assert len(up) > 0 or T == 1 or rounds == 1
 
 
 def test_known_pixels_come_back_unchanged() -> None:

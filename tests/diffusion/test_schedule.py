@@ -76,18 +76,18 @@ def test_importance_is_a_probability_that_follows_the_signal(schedule: Schedule)
     np.testing.assert_allclose(rest * np.sqrt(schedule.alpha_bar[1]), rest[0] * np.sqrt(schedule.alpha_bar[1:]))
 
 
-@pytest.mark.parametrize("s2", [0.01, 0.05, 0.2, 1.0])
-@pytest.mark.parametrize("name", ["linear", "cosine", "cosine 4000"])
-def test_importance_makes_gradients_less_noisy(name: str, s2: float) -> None:
+def test_importance_makes_gradients_less_noisy() -> None:
     """The best guess of eps for x_0 ~ N(0, s^2) errs by a s^2 / (a s^2 + 1 - a), as does the gradient's square."""
-    schedule = SCHEDULES[name]
-    a, p, T = schedule.alpha_bar[1:], schedule.importance[1:], schedule.T
-    error = a * s2 / (a * s2 + 1 - a)
-    uniform, least = error.mean(), np.sqrt(error).mean() ** 2
-    ours = (error / (T * p)).mean()  # E_p [w^2 error], where w = 1 / (T p)
-    assert least <= ours < uniform
-    # Of what any p could save, more than half.
-    assert uniform - ours > 0.5 * (uniform - least)
+    for name in ["linear", "cosine", "cosine 4000"]:
+        for s2 in [0.01, 0.05, 0.2, 1.0]:
+            schedule = SCHEDULES[name]
+            a, p, T = schedule.alpha_bar[1:], schedule.importance[1:], schedule.T
+            error = a * s2 / (a * s2 + 1 - a)
+            uniform, least = error.mean(), np.sqrt(error).mean() ** 2
+            ours = (error / (T * p)).mean()  # E_p [w^2 error], where w = 1 / (T p)
+            assert least <= ours < uniform
+            # Of what any p could save, more than half.
+            assert uniform - ours > 0.5 * (uniform - least)
 
 
 def test_snr_inverts_to_alpha_bar(schedule: Schedule) -> None:
@@ -108,9 +108,9 @@ LINEAR_ALPHA_BAR = {
 }
 
 
-@pytest.mark.parametrize(("t", "expected"), LINEAR_ALPHA_BAR.items())
-def test_linear_schedule_has_the_known_alpha_bar(t: int, expected: float) -> None:
-    assert linear().alpha_bar[t] == pytest.approx(expected, rel=1e-7)
+def test_linear_schedule_has_the_known_alpha_bar() -> None:
+    for t, expected in LINEAR_ALPHA_BAR.items():
+        assert linear().alpha_bar[t] == pytest.approx(expected, rel=1e-7)
 
 
 def test_linear_schedule_has_the_papers_ends_and_known_variances() -> None:
@@ -125,17 +125,15 @@ def test_linear_schedule_has_the_papers_ends_and_known_variances() -> None:
     assert schedule.beta_tilde[1000] == pytest.approx(0.02, abs=5e-5)
 
 
-@pytest.mark.parametrize(
-    ("ours", "name"), [(linear(), "linear"), (cosine(), "squaredcos_cap_v2"), (cosine(50), "squaredcos_cap_v2")]
-)
-def test_alpha_bar_is_that_of_diffusers(ours: Schedule, name: str) -> None:
-    from diffusers import DDPMScheduler
+def test_alpha_bar_is_that_of_diffusers() -> None:
+    for ours, name in [(linear(), "linear"), (cosine(), "squaredcos_cap_v2"), (cosine(50), "squaredcos_cap_v2")]:
+        from diffusers import DDPMScheduler
 
-    theirs = DDPMScheduler(num_train_timesteps=ours.T, beta_schedule=name)
-    np.testing.assert_allclose(theirs.betas.numpy(), ours.beta[1:], rtol=2e-7)
-    # In float32 a step rounds beta, 1 - beta and the product, by 2^-24 of each: relative to alpha that adds up to
-    bound = 2**-24 * np.cumsum(2 + 1 / ours.alpha[1:])
-    assert (np.abs(theirs.alphas_cumprod.numpy() / ours.alpha_bar[1:] - 1) <= bound).all()
+        theirs = DDPMScheduler(num_train_timesteps=ours.T, beta_schedule=name)
+        np.testing.assert_allclose(theirs.betas.numpy(), ours.beta[1:], rtol=2e-7)
+        # In float32 a step rounds beta, 1 - beta and the product, by 2^-24 of each: relative to alpha that adds up to
+        bound = 2**-24 * np.cumsum(2 + 1 / ours.alpha[1:])
+        assert (np.abs(theirs.alphas_cumprod.numpy() / ours.alpha_bar[1:] - 1) <= bound).all()
 
 
 @pytest.mark.parametrize("T", [1, 2, 10, 1000, 4000])
@@ -220,10 +218,10 @@ def test_two_respacings_are_one(data: st.DataObject) -> None:
     np.testing.assert_allclose(twice.beta, once.beta, rtol=1e-12)
 
 
-@pytest.mark.parametrize("steps", [[], [0], [0, 1], [-1], [11], [1, 1], [2, 1], [1, 11], [10, 1]])
-def test_respacing_refuses_steps_that_are_no_chain(steps: list[int]) -> None:
-    with pytest.raises(ArgumentError, match=r"ascend within 1\.\.10"):
-        linear(10).respaced(steps)
+def test_respacing_refuses_steps_that_are_no_chain() -> None:
+    for steps in [[], [0], [0, 1], [-1], [11], [1, 1], [2, 1], [1, 11], [10, 1]]:
+        with pytest.raises(ArgumentError, match=r"ascend within 1\.\.10"):
+            linear(10).respaced(steps)
 
 
 @given(st.integers(1, 3000).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
@@ -241,15 +239,15 @@ def test_uniform_steps_are_even_and_end_at_the_last(case: tuple[int, int]) -> No
         assert linear(T).respaced(steps).timesteps.tolist() == [0, *steps]
 
 
-@pytest.mark.parametrize("name", spacing.SPACINGS)
-@pytest.mark.parametrize("schedule", [linear(), cosine(200), linear(20, 0.01, 0.3), linear(1, 0.5)], ids=lambda s: s.T)
-def test_every_spacing_of_every_count_is_a_chain_of_so_many_steps(schedule: Schedule, name: str) -> None:
-    for count in range(1, schedule.T + 1):
-        steps = spaced_steps(schedule, count, name)
-        assert len(steps) == count
-        assert schedule.respaced(steps).timesteps.tolist() == [0, *steps]  # which refuses what does not ascend
-        assert steps[-1] == schedule.T
-    assert steps == list(range(1, schedule.T + 1))
+def test_every_spacing_of_every_count_is_a_chain_of_so_many_steps() -> None:
+    for schedule in [linear(), cosine(200), linear(20, 0.01, 0.3), linear(1, 0.5)]:
+        for name in spacing.SPACINGS:
+            for count in range(1, schedule.T + 1):
+                steps = spaced_steps(schedule, count, name)
+                assert len(steps) == count
+                assert schedule.respaced(steps).timesteps.tolist() == [0, *steps]  # which refuses what does not ascend
+                assert steps[-1] == schedule.T
+            assert steps == list(range(1, schedule.T + 1))
 
 
 def test_spacings_are_what_their_names_say() -> None:
@@ -261,7 +259,7 @@ def test_spacings_are_what_their_names_say() -> None:
     np.testing.assert_allclose(np.diff(logs)[6:], (logs[-1] - logs[0]) / 19, rtol=0.05)
 
 
-@pytest.mark.parametrize("count", [0, -1, 11])
-def test_a_count_that_is_not_there_is_refused(count: int) -> None:
-    with pytest.raises(ArgumentError, match=rf"`steps` is {count}; this model has steps 1 to 10"):
-        spaced_steps(linear(10), count)
+def test_a_count_that_is_not_there_is_refused() -> None:
+    for count in [0, -1, 11]:
+        with pytest.raises(ArgumentError, match=rf"`steps` is {count}; this model has steps 1 to 10"):
+            spaced_steps(linear(10), count)
