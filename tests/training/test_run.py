@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ def test_what_is_in_a_run_folder(tmp_path: Path) -> None:
         "train": replace(TRAIN).to_json(),
         "data": {"digest": images().digest, "shape": [13, 8, 8, 1]},
         "from": None,
-        "execution": {"processes": 1, "accumulate": 1, "recompute": False, "compile": False},
+        "origin": {"command": [], "images": None, "preset": None},
+        "cadence": asdict(cadence),
+        "execution": {"processes": 1, "accumulate": 1, "recompute": False, "compile": False, "threads": 1},
     }
 
 
