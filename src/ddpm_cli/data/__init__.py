@@ -13,9 +13,11 @@ from .order import read_ahead, reading_order
 from .packs.cache import cache_folder
 from .packs.reader import Images
 from .packs.writer import discard_pack, former_pack, pack
-from .sources.find import builtin, find_source
-from .sources.source import ACCEPTED, Skip, Source
+from .sources import find_source
+from .sources.builtin import builtin
+from .sources.source import ACCEPTED, Source
 from .survey import Spread, Survey, auto_channels, auto_size, scan
+from .tally import Skip
 
 __all__ = [
     "ACCEPTED",

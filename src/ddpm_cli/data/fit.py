@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..core.pixels import FORMATS, MAX_PIXELS, MAX_SIDE, Pixels, Raster, decode, to_channels, to_image, upright
-from .sources.find import Item
+from .sources.source import Item
 
 ENLARGED = "smaller than the size asked for, so enlarged"
 FLATTENED = "transparency put on white (4 channels keep it)"

@@ -14,9 +14,8 @@ from ..core.progress import Stage, finished
 from ..errors import DiskError
 from .packs import cache
 from .packs.reader import Images
-from .sources.arrays import Array
-from .sources.packed import Packed
-from .sources.source import Skip, Source, no_images
+from .sources.source import Source, no_images
+from .tally import Skip
 from .workers import Reply, Task, count_workers, run
 
 
@@ -87,8 +86,8 @@ def scan(source: Source, workers: int | None = None) -> Stage[Survey]:
         InputError: when run, if there is no image that can be read.
     """
     label = f"looking at {source.label}"
-    if isinstance(source, Packed):
-        return finished(label, _of_pack(source.images))
+    if source.pack is not None:
+        return finished(label, _of_pack(source.pack))
     path = cache.survey_path(source)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         survey = Survey.from_json(json.loads(path.read_bytes()))
@@ -142,8 +141,8 @@ class _Counts:
 
 def _scan(source: Source, workers: int | None) -> Generator[int, None, Survey]:
     tally, counts = source.tally.copy(), _Counts()
-    if isinstance(source, Array) and source.shape[3] != 4:
-        n, height, width, channels = source.shape  # the rest is known too
+    if source.uniform is not None and source.count is not None:
+        n, (height, width, channels) = source.count, source.uniform
         counts.add(Reply(looks=((height, width, channels == 1, False, []),)))
         counts.images, counts.grey = n, n * (channels == 1)
         yield n

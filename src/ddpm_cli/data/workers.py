@@ -25,8 +25,8 @@ from ..core.files import printable
 from ..errors import DdpmError, InputError
 from .fit import fit, look
 from .packs.shards import Shards, ShardWriter
-from .sources.find import Opener, opener
-from .sources.source import Chunk, UnreachableError
+from .sources import opener
+from .sources.source import Chunk, Opener, UnreachableError
 
 MAX_WORKERS = 32
 # What one process does in a second is not worth the start of others, each of which costs about 0.3 s.
@@ -289,6 +289,6 @@ def _received(requests: IO[bytes]) -> Iterator[Chunk]:
         blob = requests.read(size)
         if len(blob) < size:
             return
-        for name in ("names", "members", "sizes"):
+        for name in ("names", "keys"):
             header[name] = tuple(header[name])
-        yield Chunk(**header | {"blob": blob, "shape": tuple(header["shape"]) if header["shape"] else None})
+        yield Chunk(**header | {"blob": blob})

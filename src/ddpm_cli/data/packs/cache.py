@@ -11,12 +11,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ...core.files import disk_errors
 from ...errors import DiskError
-from ..sources.source import Source
 from .manifest import MANIFEST, NAMES
+
+if TYPE_CHECKING:
+    from ..sources.source import Source
 
 # Raised whenever the same source would give other pixels or another survey.
 VERSION = 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...core.pixels import MAX_SIDE
-from ..sources.source import Skip
+from ..tally import Skip
 
 MANIFEST, NAMES, FIRST_SHARD = "manifest.json", "names.jsonl", "images-00000.u8"
 JOURNAL = "pack-journal.jsonl"  # only while it is made

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ...core.files import printable
 from ...core.pixels import Pixels
 from ...errors import InputError
-from ..sources.source import Skip
+from ..tally import Skip
 from .manifest import MANIFEST, NAMES, Manifest
 from .shards import ShardReader, Shards, digest_of, image_digest
 

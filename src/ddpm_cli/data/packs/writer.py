@@ -18,9 +18,9 @@ from ...core.files import check_space, disk_errors, printable, sync, write_file
 from ...core.pixels import COLOURS, MAX_SIDE
 from ...core.progress import Stage, finished
 from ...errors import ArgumentError, DiskError, InputError, LockedError
-from ..sources.packed import Packed
-from ..sources.source import Chunk, Source, Tally, no_images
+from ..sources.source import Chunk, Source, no_images
 from ..survey import Survey
+from ..tally import Tally
 from ..workers import Reply, Task, count_workers, run
 from . import cache
 from .journal import RESERVE_BYTES, Journal, begun_from, remove_journal
@@ -67,10 +67,10 @@ def pack(
     if channels not in (1, 3, 4):
         raise ArgumentError(f"`channels` is {channels}; it must be 1 (grey), 3 (RGB) or 4 (RGBA)")
     label = f"packing {source.label}"
-    if isinstance(source, Packed):
-        _check_same(source, size, channels)
+    if source.pack is not None:
+        _check_same(source.label, source.pack, size, channels)
         if folder is None:
-            return finished(label, source.images)
+            return finished(label, source.pack)
     made_from = cache.name_of(source, *size, channels)
     path = folder or cache.pack_path(source, size, channels)
     if (images := _made(path, made_from)) is not None:
@@ -88,8 +88,10 @@ def former_pack(source: Source, size: tuple[int, int], channels: int, digest: st
     while.
     """
     path = cache.pack_path(source, size, channels)
-    present = None if isinstance(source, Packed) else open_pack(path)
-    if isinstance(source, Packed) or (present is not None and digest in ("", present.digest)):
+    if source.pack is not None:
+        return None
+    present = open_pack(path)
+    if present is not None and digest in ("", present.digest):
         return None
     for folder in cache.former_packs(path):
         images = open_pack(folder)
@@ -118,11 +120,11 @@ def discard_pack(folder: Path, source: Source, size: tuple[int, int], channels: 
                 cache.clear(folder)
 
 
-def _check_same(source: Packed, size: tuple[int, int], channels: int) -> None:
-    _, height, width, has = source.images.shape
+def _check_same(label: str, images: Images, size: tuple[int, int], channels: int) -> None:
+    _, height, width, has = images.shape
     if (height, width, has) != (*size, channels):
         raise InputError(
-            f"{source.label} is a pack of {height}x{width} in {COLOURS[has]}, not of {size[0]}x{size[1]} in "
+            f"{label} is a pack of {height}x{width} in {COLOURS[has]}, not of {size[0]}x{size[1]} in "
             f"{COLOURS[channels]}; leave `size` and `channels` out, or pack the images again with these"
         )
 
@@ -288,7 +290,7 @@ def _finish(job: _Job, shards: Shards, account: _Account) -> None:
             os.fsync(file.fileno())
     sync(folder / NAMES)
     digest = digest_of(_digests(folder / DIGESTS, holes, account.positions))
-    if isinstance(job.source, Packed) and digest != job.source.images.digest:
+    if job.source.pack is not None and digest != job.source.pack.digest:
         cache.clear(folder)
         raise InputError(
             f"{job.source.label} is a damaged pack: its pixels are not those that its digest names; copy it again, "

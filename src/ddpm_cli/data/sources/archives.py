@@ -20,8 +20,21 @@ from pathlib import Path
 from typing import IO, Self
 
 from ...errors import InputError
+from ..tally import Tally
 from .folder import check_size
-from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally, is_image_name, naming, no_images
+from .source import (
+    CHUNK_BYTES,
+    CHUNK_IMAGES,
+    Chunk,
+    Format,
+    Opener,
+    Source,
+    ends_with,
+    is_image_name,
+    naming,
+    no_images,
+    state_of_file,
+)
 
 # Extended headers hold long names and the like. One that claims more is not read into memory.
 _MAX_HEADER = 2**18
@@ -55,16 +68,17 @@ class Zip(Source):
                 if weight >= CHUNK_BYTES or index + 1 - first == CHUNK_IMAGES or index + 1 == len(self.members):
                     members = tuple(self.members[first : index + 1])
                     names = tuple(infos[i].filename for i in members)
-                    yield Chunk(first, names, members=members, amount=len(members))
+                    yield Chunk(first, names, members, amount=len(members))
                     first, weight = index + 1, 0
 
 
-def find_zip(path: Path, label: str, nbytes: int, fingerprint: str) -> Zip:
+def find_zip(path: Path, label: str) -> Zip:
     """List a zip archive's images, in the order of its directory.
 
     Raises:
         InputError: it is no zip archive, or has no images, or they are encrypted.
     """
+    state = state_of_file(path)  # first, so that a change meanwhile makes it another state
     tally, members = Tally(), array("Q")
     with naming(label), open_zip(path) as archive:
         for position, info in enumerate(archive.infolist()):
@@ -81,7 +95,7 @@ def find_zip(path: Path, label: str, nbytes: int, fingerprint: str) -> Zip:
                 members.append(position)
     if not members:
         raise no_images(label, tally)
-    return Zip(path, label, len(members), nbytes, fingerprint, tally, members)
+    return Zip(path, label, len(members), *state, tally, members)
 
 
 @contextlib.contextmanager
@@ -161,7 +175,7 @@ class Tar(Source):
 
 def _carry(first: int, images: list[tuple[str, bytes]], amount: int) -> Chunk:
     names, contents = tuple(name for name, _ in images), [content for _, content in images]
-    return Chunk(first, names, sizes=tuple(map(len, contents)), blob=b"".join(contents), amount=amount)
+    return Chunk(first, names, tuple(map(len, contents)), blob=b"".join(contents), amount=amount)
 
 
 class _Member(tarfile.TarInfo):
@@ -192,6 +206,27 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, tally: Tally) ->
 
 
 def open_bytes(chunk: Chunk, index: int) -> IO[bytes]:
-    """One of the images that travel with the chunk."""
-    start = sum(chunk.sizes[:index])
-    return io.BytesIO(chunk.blob[start : start + chunk.sizes[index]])
+    """One of the images that travel with the chunk, whose sizes are its keys."""
+    start = sum(chunk.keys[:index])
+    return io.BytesIO(chunk.blob[start : start + chunk.keys[index]])
+
+
+def find_tar(path: Path, label: str) -> Tar:
+    """A tar archive, of which nothing is known before it is read."""
+    return Tar(path, label, None, *state_of_file(path), Tally())
+
+
+@contextlib.contextmanager
+def _open_zip(path: str) -> Iterator[Opener]:
+    with open_zip(path) as archive:
+        yield lambda chunk, index: open_member(archive, chunk.keys[index])
+
+
+@contextlib.contextmanager
+def _open_tar(path: str) -> Iterator[Opener]:
+    yield open_bytes
+
+
+_TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
+ZIP = Format("zip", ends_with(".zip"), find_zip, _open_zip)
+TAR = Format("tar", ends_with(*_TAR_NAMES), find_tar, _open_tar)

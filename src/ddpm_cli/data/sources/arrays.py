@@ -14,8 +14,9 @@ import numpy as np
 from ...core.files import printable
 from ...core.pixels import MAX_SIDE, Pixels
 from ...errors import InputError
+from ..tally import Tally
 from .archives import member_errors, open_zip
-from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally, naming
+from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Format, Opener, Source, ends_with, naming, state_of_file
 
 _NAMES = ("images", "arr_0")
 
@@ -31,6 +32,10 @@ class Array(Source):
     def kind(self) -> str:
         return "array"
 
+    @property
+    def uniform(self) -> tuple[int, int, int] | None:
+        return None if self.shape[3] == 4 else self.shape[1:]
+
     def chunks(self, tally: Tally) -> Iterator[Chunk]:
         n, *row = self.shape
         step = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(row)))
@@ -41,15 +46,16 @@ class Array(Source):
                 last = min(first + step, n)
                 blob = _read(file, (last - first) * math.prod(row))
                 names = tuple(f"{stem}[{index}]" for index in range(first, last))
-                yield Chunk(first, names, shape=(row[0], row[1], row[2]), blob=blob, amount=last - first)
+                yield Chunk(first, names, (row[0], row[1], row[2]), blob=blob, amount=last - first)
 
 
-def find_array(path: Path, label: str, fingerprint: str) -> Array:
+def find_array(path: Path, label: str) -> Array:
     """The images in a .npy, or in a .npz: the array ``images``, or ``arr_0``, or the only one that may be images.
 
     Raises:
         InputError: no such array, or not uint8 (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4).
     """
+    _, fingerprint = state_of_file(path)  # first, so that a change meanwhile makes it another state
     member = _choose(path, label) if path.suffix.lower() == ".npz" else None
     with naming(label), _opened(path, member) as file:
         shape, fortran, dtype = _read_header(file)
@@ -64,9 +70,14 @@ def find_array(path: Path, label: str, fingerprint: str) -> Array:
 
 def open_row(chunk: Chunk, index: int) -> Pixels:
     """One of the images (H, W, C) that travel with the chunk."""
-    assert chunk.shape is not None
-    size = math.prod(chunk.shape)
-    return np.frombuffer(chunk.blob, np.uint8, size, index * size).reshape(chunk.shape)
+    size = math.prod(chunk.keys)
+    return np.frombuffer(chunk.blob, np.uint8, size, index * size).reshape(chunk.keys)
+
+
+@contextlib.contextmanager
+def open_rows(path: str) -> Iterator[Opener]:
+    """What opens the images of chunks that hold the pixels, and whose keys are the shape of each."""
+    yield lambda chunk, index: contextlib.nullcontext(open_row(chunk, index))
 
 
 def _choose(path: Path, label: str) -> int:
@@ -147,3 +158,6 @@ def _read(file: IO[bytes], size: int) -> bytes:
     if len(data) < size:
         raise InputError("the array ends before its last image; the file was cut")
     return data
+
+
+ARRAY = Format("array", ends_with(".npy", ".npz"), find_array, open_rows)

@@ -16,7 +16,18 @@ from typing import IO
 from ...core.files import printable
 from ...core.pixels import MAX_FILE_BYTES
 from ...errors import InputError
-from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally, UnreachableError, is_image_name, no_images
+from ..tally import Tally
+from .source import (
+    CHUNK_BYTES,
+    CHUNK_IMAGES,
+    Chunk,
+    Format,
+    Opener,
+    Source,
+    UnreachableError,
+    is_image_name,
+    no_images,
+)
 
 TOO_LARGE = f"more than {MAX_FILE_BYTES // 2**20} MiB"
 
@@ -64,6 +75,11 @@ def find_folder(path: Path, label: str) -> Folder:
     if not names:
         raise no_images(label, tally)
     return Folder(path, label, len(names), sum(sizes), digest.hexdigest(), tally, names, sizes)
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Opener]:
+    yield lambda chunk, index: open_file(path, chunk.names[index])
 
 
 @contextlib.contextmanager
@@ -142,3 +158,6 @@ def _walk(root: Path, tally: Tally) -> Iterator[tuple[str, os.stat_result]]:
             else:
                 yield name, info
         pending += reversed(folders)
+
+
+FOLDER = Format("folder", Path.is_dir, find_folder, _open)

@@ -8,9 +8,11 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import InputError
-from ..packs.manifest import JOURNAL, MANIFEST
+from ..packs.manifest import JOURNAL, MANIFEST, is_pack
 from ..packs.reader import Images, read_pack
-from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Source, Tally
+from ..tally import Tally
+from .arrays import open_rows
+from .source import CHUNK_BYTES, CHUNK_IMAGES, Chunk, Format, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,10 @@ class Packed(Source):
     def kind(self) -> str:
         return "pack"
 
+    @property
+    def pack(self) -> Images:
+        return self.images
+
     def chunks(self, tally: Tally) -> Iterator[Chunk]:
         n, *row = self.images.shape
         step = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (row[0] * row[1] * row[2])))
@@ -30,7 +36,7 @@ class Packed(Source):
         for first in range(0, n, step):
             blob = self.images.take(range(first, min(first + step, n)))
             shape = (row[0], row[1], row[2])
-            yield Chunk(first, tuple(islice(names, len(blob))), shape=shape, blob=blob.tobytes(), amount=len(blob))
+            yield Chunk(first, tuple(islice(names, len(blob))), shape, blob=blob.tobytes(), amount=len(blob))
 
 
 def open_packed(path: Path, label: str) -> Packed:
@@ -40,7 +46,7 @@ def open_packed(path: Path, label: str) -> Packed:
         InputError: it is damaged, or not finished.
     """
     if (path / JOURNAL).exists() and not (path / MANIFEST).exists():
-        raise InputError(f"{label} is a pack that is not finished; run the same ddpm pack again, and it goes on")
+        raise InputError(f"{label} is a pack that is not finished; run the same ddpm pack again to resume it")
     try:
         images = read_pack(path)
     except InputError as error:
@@ -49,3 +55,6 @@ def open_packed(path: Path, label: str) -> Packed:
         ) from error
     n, height, width, channels = images.shape
     return Packed(path, label, n, n * height * width * channels, images.digest, Tally(), images)
+
+
+PACKED = Format("pack", is_pack, open_packed, open_rows)

@@ -1,19 +1,22 @@
-"""What every source of images has in common: what counts as an image, portions of work, and an account of the rest."""
+"""What every format has in common: how it is found and opened, what counts as an image, and portions of work."""
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from bisect import insort
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import IO, TYPE_CHECKING
 
 from ...config import BUILTIN_DIGITS
-from ...core.files import printable
+from ...core.pixels import Pixels
 from ...errors import InputError
+from ..tally import Tally
+
+if TYPE_CHECKING:
+    from ..packs.reader import Images
 
 EXTENSIONS = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
@@ -26,71 +29,12 @@ ACCEPTED = (
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 2**20
 
-_EXAMPLES = 3
-_REASONS = 20
+# An image that is still encoded, or its pixels (H, W, C).
+Item = IO[bytes] | Pixels
 
 
 class UnreachableError(InputError):
     """An image could not be read for a reason that has nothing to do with it: it must not be left out for that."""
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Files that were left out for one reason: how many, and the first few with what is known of them."""
-
-    reason: str
-    count: int
-    examples: tuple[str, ...]
-
-    def __str__(self) -> str:
-        others = self.count - len(self.examples)
-        more = f" and {others:,} more" if others else ""
-        return f"{self.count:,} skipped, {self.reason}: {', '.join(self.examples)}{more}"
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `dataclasses.asdict` made."""
-        return cls(str(data["reason"]), int(data["count"]), tuple(map(str, data["examples"])))
-
-
-@dataclass
-class Tally:
-    """An account of the files that give no image; its size does not depend on how many there are."""
-
-    ignored: Counter[str] = field(default_factory=Counter)
-    _counts: Counter[str] = field(default_factory=Counter)
-    _examples: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-
-    def ignore(self, name: str) -> None:
-        """Count a file that does not claim to be an image."""
-        extension = PurePosixPath(name).suffix.lower()
-        key = printable(extension)[:16] if len(self.ignored) < 100 or extension in self.ignored else "others"
-        self.ignored[key or "no extension"] += 1
-
-    def skip(self, name: str, problem: str, position: int = -1) -> None:
-        """Count an image that cannot be used. Reasons are told apart by what ``problem`` says before its parenthesis.
-
-        Args:
-            position: where it stands among the images; the first ones are kept as examples.
-        """
-        reason, _, detail = problem.partition(" (")
-        detail = detail.removesuffix(")")
-        if reason not in self._counts and len(self._counts) >= _REASONS:
-            reason, detail = "other reasons", problem
-        self._counts[reason] += 1
-        examples = self._examples.setdefault(reason, [])
-        insort(examples, (position, printable(f"{name} ({detail})" if detail else name)))
-        del examples[_EXAMPLES:]
-
-    def skipped(self) -> tuple[Skip, ...]:
-        """What was skipped, the most frequent reason first."""
-        reasons = sorted(self._counts, key=lambda reason: (-self._counts[reason], reason))
-        return tuple(Skip(r, self._counts[r], tuple(text for _, text in self._examples[r])) for r in reasons)
-
-    def copy(self) -> Tally:
-        """An account that goes on from here."""
-        examples = {reason: list(kept) for reason, kept in self._examples.items()}
-        return Tally(self.ignored.copy(), self._counts.copy(), examples)
 
 
 @dataclass(frozen=True)
@@ -100,18 +44,14 @@ class Chunk:
     Args:
         first: position of the first among all images of the source.
         names: one for each image.
-        members: positions of archive members, for an archive with random access.
-        sizes: bytes of each image in ``blob``, for an archive without.
-        shape: (H, W, C) of each image in ``blob``, for an array.
+        keys: whole numbers by which the format's reader finds the images; what they mean is the format's affair.
         blob: the content of the images, one after the other, where the reader cannot fetch it itself.
         amount: how much of `Source.extent` this is.
     """
 
     first: int
     names: tuple[str, ...]
-    members: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-    shape: tuple[int, int, int] | None = None
+    keys: tuple[int, ...] = ()
     blob: bytes = b""
     amount: int = 0
 
@@ -139,7 +79,17 @@ class Source(ABC):
     @property
     @abstractmethod
     def kind(self) -> str:
-        """How a reader opens it: ``folder``, ``zip``, ``tar``, ``array`` or ``pack``."""
+        """The name of its `Format`."""
+
+    @property
+    def pack(self) -> Images | None:
+        """The images, if they are packed already."""
+        return None
+
+    @property
+    def uniform(self) -> tuple[int, int, int] | None:
+        """(height, width, channels) if all images have these and are opaque; None if only a look at each tells."""
+        return None
 
     @abstractmethod
     def chunks(self, tally: Tally) -> Iterator[Chunk]:
@@ -149,6 +99,37 @@ class Source(ABC):
     def extent(self) -> int:
         """What the amounts of all chunks add up to: images, or bytes where the number of images is not known."""
         return self.nbytes if self.count is None else self.count
+
+
+Opener = Callable[[Chunk, int], AbstractContextManager[Item]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way in which sets of images are stored.
+
+    Args:
+        name: as `Source.kind` has it.
+        matches: whether a file or folder that exists is of this format; the first of FORMATS that says so reads it.
+        find: lists the images of a path whose label, for messages, is the second argument; reads no pixels.
+        open: what opens the images of a source's chunks, in whichever process: ``opener(chunk, index)``.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+    find: Callable[[Path, str], Source]
+    open: Callable[[str], AbstractContextManager[Opener]]
+
+
+def ends_with(*endings: str) -> Callable[[Path], bool]:
+    """A `Format.matches` by the end of a file's name, in capitals or not."""
+    return lambda path: path.name.lower().endswith(endings)
+
+
+def state_of_file(path: Path) -> tuple[int, str]:
+    """The size of a file, and a fingerprint of its present state."""
+    info = path.stat()
+    return info.st_size, f"{info.st_size}-{info.st_mtime_ns}"
 
 
 def is_image_name(name: str) -> bool:
