@@ -234,8 +234,9 @@ def live(job: dict[str, Any]) -> None:
         os.environ.update(job["env"])
         # Whatever those who started the tests ignore.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python begins
         code = getattr(importlib.import_module(job["module"]), job["function"])(*job["args"]) or 0
     except SystemExit as left:  # of shell completion
         code = int(left.code or 0)

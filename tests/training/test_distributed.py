@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+import ddpm_cli.checkpoint.saver
 import ddpm_cli.training.loop
-import ddpm_cli.training.run
 from ddpm_cli.checkpoint import Snapshot, newest, read_snapshot
 from ddpm_cli.cli import run as run_cli
-from ddpm_cli.core import rng
 from ddpm_cli.errors import InputError
 from ddpm_cli.network.unet import build, init_weights, parameter_count
 from ddpm_cli.training.batch import HostBatch
@@ -109,7 +107,7 @@ def test_a_batch_in_parts_and_recomputed_activations(
 ) -> None:
     children = nursery.ranks(2, *command("--accumulate", "3"), env=ddpm_env, cwd=tmp_path, by=recomputing)
     assert codes(children) == [0, 0], children[0].stderr
-    assert "batches in 3 parts; activations are computed twice" in children[0].stderr
+    assert "over 3 micro-batches; activation checkpointing" in children[0].stderr
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
 
 
@@ -125,7 +123,7 @@ def recomputing(arguments: list[str]) -> int:
 def test_a_machine_with_little_memory(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path) -> None:
     child = nursery.call(cramped, str(tmp_path), command(), env=ddpm_env)
     assert child.wait(240) == 0, child.stderr
-    assert re.search(r"batches in \d+ parts", child.stderr)
+    assert re.search(r"over \d+ micro-batches", child.stderr)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
 
 
@@ -135,7 +133,8 @@ def cramped(folder: str, arguments: list[str]) -> int:
 
     os.chdir(folder)
     config = PRESETS["tiny"].unet((8, 8), 1)
-    free = fitting.BYTES_A_PARAMETER * parameter_count(config) + 10 * fitting.prepared_bytes(config)
+    held = fitting.BYTES_A_PARAMETER + fitting.STAGED_BYTES
+    free = held * parameter_count(config) + 10 * fitting.prepared_bytes(config)
     fitting.available_memory = lambda device: free + 6 * fitting.activation_bytes(config, "fp32")
     return run_cli(arguments)
 
@@ -228,21 +227,23 @@ def faulty(arguments: list[str]) -> int:
         elif step == FAULT_AT and fault == "killed":
             time.sleep(0.5)  # until the others wait for this one
             os.kill(os.getpid(), signal.SIGKILL)
+        elif step == FAULT_AT and fault == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif step == FAULT_AT and fault in ("SIGTERM", "SIGINT"):
             os.kill(os.getpid(), getattr(signal, fault))
             time.sleep(0.2)
         return batch
 
     ddpm_cli.training.loop.batch_at = broken
-    publish = ddpm_cli.training.run.publish
+    publishing = ddpm_cli.checkpoint.saver.publishing
 
-    def dying(run: Path, snapshot: Any, **more: Any) -> Path:
+    def dying(run: Path, snapshot: Any, **more: Any) -> Any:
         if fault == "dying" and snapshot.step == FAULT_AT:
             (run / "checkpoints" / ".tmp-step-00000004-1").mkdir()
             os.kill(os.getpid(), signal.SIGKILL)
-        return publish(run, snapshot, **more)
+        return publishing(run, snapshot, **more)
 
-    ddpm_cli.training.run.publish = dying
+    ddpm_cli.checkpoint.saver.publishing = dying
     return run_cli(arguments)
 
 
@@ -279,7 +280,7 @@ def test_rank_0_dying_while_it_saves(nursery: Nursery, ddpm_env: dict[str, str],
     assert step_saved(tmp_path / "run") == 2
     again = nursery.ranks(2, *options, env=ddpm_env, cwd=tmp_path)
     assert codes(again) == [0, 0], again[0].stderr
-    assert "going on from step 2" in again[0].stderr
+    assert "resuming from step 2" in again[0].stderr
     assert not list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
 
@@ -315,6 +316,69 @@ def test_a_signal_that_comes_twice_under_torchrun_with_one_process(
     child.kill(signal.SIGTERM)
     assert child.wait(SOON) == 143
     assert step_saved(tmp_path / "run") == metrics(tmp_path / "run")[-1]["step"]
+
+
+def test_torchrun_ends_where_rank_0_was_stopped(ddpm_env: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "hanging.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "import ddpm_cli.training.loop as t\n"
+        "from ddpm_cli.cli import run\n"
+        "real = t.batch_at\n"
+        "def batch_at(images, config, schedule, step, *rest, **more):\n"
+        "    if step == 4 and os.environ['RANK'] == '0':\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    return real(images, config, schedule, step, *rest, **more)\n"
+        "t.batch_at = batch_at\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    done = torchrun(ddpm_env, tmp_path, str(script), *command("--peer-timeout", "5s"))
+    assert done.returncode == 1
+    assert re.search(r"exitcode *: 8\b", done.stderr), done.stderr
+    assert "rank 1: waiting for rank 0 " in done.stderr
+    assert re.search(r"error: .* rank 0\b.*--peer-timeout", done.stderr), done.stderr
+
+
+def test_the_others_give_up_on_a_process_that_was_stopped(
+    nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path, alone: Path
+) -> None:
+    children = nursery.ranks(
+        3, *command("--peer-timeout", "3s"), env=ddpm_env | {"FAULT": "stopped@1"}, cwd=tmp_path, by=faulty
+    )
+    assert [children[0].wait(SOON), children[2].wait(SOON)] == [8, 8]
+    children[1].kill()
+    assert children[1].wait(SOON) == -9
+    spoken = children[0].stderr + children[2].stderr
+    assert re.search(r"error: .* rank 1\b.*--peer-timeout", spoken), spoken
+    assert "rank 0: waiting for rank 1 " in children[0].stderr
+    assert step_saved(tmp_path / "run") in (FAULT_AT - 2, FAULT_AT - 1)
+    again = nursery.ranks(2, *command(), env=ddpm_env, cwd=tmp_path)
+    assert codes(again) == [0, 0], again[0].stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
+
+
+def test_a_process_that_computes_for_long_is_waited_for(
+    nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
+) -> None:
+    children = nursery.ranks(2, *command("--peer-timeout", "2s"), env=ddpm_env, cwd=tmp_path, by=computing_at_first)
+    assert codes(children) == [0, 0], children[1].stderr
+    assert "rank 1: waiting for rank 0 " in children[1].stderr
+
+
+def computing_at_first(arguments: list[str]) -> int:
+    """A child: the program, whose rank 0 computes for five seconds before the first step, as packing does."""
+    import ddpm_cli.jobs.train as training
+
+    estimate = training.estimate
+
+    def slow(*args: Any, **options: Any) -> Any:
+        began = time.monotonic()
+        while time.monotonic() - began < 5:
+            sum(range(1000))
+        return estimate(*args, **options)
+
+    training.estimate = slow
+    return run_cli(arguments)
 
 
 def test_a_signal_to_a_process_that_waits_ends_it(nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path) -> None:
@@ -365,7 +429,7 @@ def test_torchrun_starts_all_again_when_one_has_died(ddpm_env: dict[str, str], t
     done = torchrun(ddpm_env, tmp_path, "--max-restarts", "3", str(script), *options)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "died").exists()
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
 
 
