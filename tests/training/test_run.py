@@ -507,7 +507,7 @@ def test_a_run_goes_on_with_the_images_it_began_with(
     more = ddpm(*command("parts", "4"))
     assert more.returncode == 0, more.stderr
     assert (
-        "has changed since the run began: it goes on with the 13 images of then; a new run (-o) would take those"
+        "has changed since the run began: it resumes with the 13 images of then; a new run (-o) would take those"
         in (" ".join(more.stderr.split()))
     )
     assert differences(*(read_snapshot(newest(tmp_path / name) or tmp_path) for name in ("whole", "parts"))) == []

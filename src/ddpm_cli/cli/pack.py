@@ -17,7 +17,7 @@ Examples:
   ddpm pack /shared/photos-64 -o /local/photos-64     a copy on a node's own disk
   ddpm train packed                                   opens it at once
   ddpm pack ./images -o packed --size 32 --force      another one in its place
-To go on after an interrupt, run the same command again.
+To resume after an interrupt, run the same command again.
 """
 
 _LIMIT = 64
@@ -55,7 +55,7 @@ def command(
     try:
         packed = pack_into(output, images, screen, size=size, channels=fixed, limit=_LIMIT, force=force)
     except (Interrupted, KeyboardInterrupt):
-        screen.say("run the same command again to go on")
+        screen.say("run the same command again to resume")
         raise
     written = sum(file.stat().st_size for file in output.iterdir())
     about = {

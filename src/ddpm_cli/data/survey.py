@@ -61,6 +61,12 @@ class Survey:
         """How many images are stored with colour."""
         return self.images - self.grey
 
+    @property
+    def sizes(self) -> str:
+        """The size of all images, or the smallest and largest of each side, for people."""
+        smallest = f"{self.height.low}x{self.width.low}"
+        return smallest if self.same_size else f"{smallest} to {self.height.high}x{self.width.high}"
+
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
         return asdict(self)

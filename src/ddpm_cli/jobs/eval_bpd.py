@@ -19,7 +19,7 @@ from ..evaluation.bits_per_dim import Bound, PartialBound, Protocol, prior
 from ..models.model import Model
 from ..ui.console import Screen, as_json, plural
 from ..ui.plot import Curve, Panel, draw
-from .images import open_images
+from .images import load_images
 from .models import open_model
 
 SAVE_SECONDS = 30.0
@@ -112,7 +112,7 @@ def measure(source: str, options: MeasureOptions, screen: Screen) -> Measurement
     channels, *size = model.shape
     must_fit = "" if options.resize else "the model's"
     with init_world(str(model.device), options.peer_timeout) as world:
-        images = open_images(
+        images = load_images(
             source, screen, size=(size[0], size[1]), channels=channels, limit=0, must_fit=must_fit, world=world
         )
         n = min(options.limit or len(images), len(images))

@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from ..evaluation.neighbors import Comparison, Int64, Nearest, Queries, compare, nearest
 from ..ui.captions import Caption, Layout, Row, draw
 from ..ui.console import Screen, as_json, plural, shown
-from .images import open_at_their_size, open_images
+from .images import load_at_their_size, load_images
 
 TITLES = ("sample", "nearest training images, RMSE (0..255)")
 _NAMED = 5
@@ -137,7 +137,7 @@ class Report:
 def find_neighbors(samples_name: str, images_name: str, options: NeighborOptions, screen: Screen) -> Report:
     """Find the neighbours of samples, write the sheet and the table, and say on the screen what they mean."""
     _check_outputs(options)
-    samples = open_at_their_size(samples_name, screen)
+    samples = load_at_their_size(samples_name, screen)
     images = _fitting(images_name, samples, options, screen)
     held_out = _fitting(options.held_out, samples, options, screen) if options.held_out is not None else None
     if options.k > len(images):
@@ -168,7 +168,7 @@ def _fitting(name: str, samples: Images, options: NeighborOptions, screen: Scree
     """Images of the size and channels of the samples."""
     _, height, width, channels = samples.shape
     must_fit = "" if options.resize else "the samples'"
-    return open_images(name, screen, size=(height, width), channels=channels, limit=0, must_fit=must_fit)
+    return load_images(name, screen, size=(height, width), channels=channels, limit=0, must_fit=must_fit)
 
 
 def _others(images: Images, held_out: Images | None, seed: int, screen: Screen) -> Others | None:

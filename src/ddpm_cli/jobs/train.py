@@ -44,7 +44,7 @@ from ..training.record import (
 from ..training.run import Progress, run
 from ..ui.console import Screen, as_json, duration, plural, size
 from ..ui.results import put_text
-from .images import open_images
+from .images import load_images
 from .models import find_model
 
 
@@ -119,7 +119,7 @@ class Job:
         elif start is not None:
             size, channels = size or start.unet.size, channels or start.unet.in_channels
         limit = 32 if device == "cpu" else 64
-        return open_images(
+        return load_images(
             self._source(record), screen, size=size, channels=channels, limit=limit, wanted=wanted, world=world
         )
 
