@@ -17,7 +17,19 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-NAMES = ("startup", "saving", "randomness", "packing", "training", "loop", "processes", "sampling", "bound", "quality")
+NAMES = (
+    "startup",
+    "saving",
+    "randomness",
+    "packing",
+    "training",
+    "loop",
+    "processes",
+    "busy",
+    "sampling",
+    "bound",
+    "quality",
+)
 PACKAGES = ("torch", "numpy", "pillow", "diffusers", "denoising-diffusion-pytorch")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NOTES = Path(__file__).with_name("notes.md")
