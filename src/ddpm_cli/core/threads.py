@@ -2,8 +2,8 @@
 
 OpenMP's idle threads spin for milliseconds before they sleep. On a machine that has other work to do, they burn the
 cores that the others need, and two programs slow each other down many times. A short spin leaves the cores to
-them; benchmarks/busy.py measures it, and what it costs on an idle machine. The OpenMP runtime reads these settings once, when
-PyTorch loads it, so they are environment variables that are set before.
+them; benchmarks/busy.py measures it, and what it costs on an idle machine. The OpenMP runtime reads these settings
+once, when PyTorch loads it, so they are environment variables that are set before.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Iterations that a thread of GNU's runtime (PyTorch for Linux) spins before it sleeps; 300,000 by default. benchmarks/busy.py
-# measures what this choice gains and costs.
+# Iterations that a thread of GNU's runtime (PyTorch for Linux) spins before it sleeps; 300,000 by default.
+# benchmarks/busy.py measures what this choice gains and costs.
 SPIN = "2000"
 # Milliseconds for the runtimes of LLVM and Intel (PyTorch for macOS), which take no less but 0; 200 by default.
 BLOCK_TIME = "1"
