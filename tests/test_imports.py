@@ -31,6 +31,7 @@ LIGHT = {
     "jobs.images",
     "jobs.inputs",
     "jobs.neighbors",
+    "jobs.noise",
     "sampling.settings",
     "training.presets",
     "ui",

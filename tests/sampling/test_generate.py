@@ -148,16 +148,16 @@ def test_a_chain_that_begins_in_the_middle_visits_what_is_below() -> None:
     assert visited(Sampling(steps=3), long, 500) == [1, 500]
     assert visited(Sampling("ddim", timesteps=(999, 750, 3)), long, 800) == [3, 750, 800]
     for start in (0, 1001, -1):
-        with pytest.raises(ArgumentError, match=f"`t` is {start}; this model has steps 1 to 1000"):
+        with pytest.raises(ArgumentError, match=f"`t` is {start}; it must be from 1 to 1000"):
             visited(Sampling(), long, start)
 
 
 @pytest.mark.parametrize(
     ("timesteps", "message"),
     [
-        ((1001, 5), "`timesteps` has 1001; this model has steps 1 to 1000"),
-        ((500, 0), "`timesteps` has 0; this model has steps 1 to 1000"),
-        ((500, -3), "`timesteps` has -3; this model has steps 1 to 1000"),
+        ((1001, 5), "`timesteps` is 1001; it must be from 1 to 1000"),
+        ((500, 0), "`timesteps` is 0; it must be from 1 to 1000"),
+        ((500, -3), "`timesteps` is -3; it must be from 1 to 1000"),
         ((500, 500, 3), "`timesteps` has 500 twice"),
         ((500, 3, 7), "`timesteps` has 3 before 7"),
         ((), "`timesteps` is empty"),

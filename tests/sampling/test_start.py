@@ -109,7 +109,7 @@ def test_a_chain_can_be_led_through_steps(model: Model) -> None:
     assert generate.visited(sampling, model.diffusion) == sorted({1, 7, 14, 20, 9, 13})
     assert (sampling.sampler, sampling.settings) == ("ddim", {"eta": 0.5})
     for t in (0, 21):
-        with pytest.raises(ArgumentError, match=f"there is no step {t}; this model has steps 1 to 20"):
+        with pytest.raises(ArgumentError, match=f"`t` is {t}; it must be from 1 to 20"):
             starts.through(Sampling(), model.diffusion, t)
 
 
@@ -303,7 +303,7 @@ def strange(folder: Path) -> Path:
 WRONG = [
     ("denoise a.png", 2, "give either --t, if the image is an x_t, or --strength"),
     ("denoise a.png --t 5 --strength 0.5", 2, "give either --t"),
-    ("denoise a.png --t 1001", 2, "--t is 1001; this model has steps 1 to 1000"),
+    ("denoise a.png --t 1001", 2, "--t is 1001; it must be from 1 to 1000"),
     ("denoise a.png --t 0", 2, "0 is not in the range"),
     ("denoise a.png --strength 0", 2, "--strength is 0.0; it must be above 0, up to 1"),
     ("denoise a.png --strength nan", 2, "--strength is nan"),
@@ -311,7 +311,7 @@ WRONG = [
     ("denoise a.png --strength 0.5 --eta 0.5", 2, "--eta belongs to --sampler ddim, and this is --sampler ddpm"),
     ("denoise a.png --strength 0.5 --timesteps 5,9", 2, "--timesteps has 5 before 9"),
     ("denoise a.png --strength 0.5 --timesteps 9,9", 2, "--timesteps has 9 twice"),
-    ("denoise a.png --strength 0.5 --timesteps 1001", 2, "--timesteps has 1001; this model has steps 1 to 1000"),
+    ("denoise a.png --strength 0.5 --timesteps 1001", 2, "--timesteps is 1001; it must be from 1 to 1000"),
     (
         "denoise large.png --strength 0.5",
         3,
@@ -328,11 +328,11 @@ WRONG = [
     ("denoise a.png a.png --strength 0.5", 2, "several images would become a.png"),
     ("interpolate a.png large.png", 3, "large.png is 12x9, grey"),
     ("interpolate a.png none.png", 3, "there is no file none.png"),
-    ("interpolate a.png b.png --t 1001", 2, "--t 1001 is outside 0..1000, the steps of this model"),
+    ("interpolate a.png b.png --t 1001", 2, "--t is 1001; it must be from 0 to 1000"),
     ("interpolate a.png b.png --t 300,9,300", 2, "--t has 300 twice"),
     ("interpolate a.png b.png --steps 1", 2, "1 is not in the range"),
-    ("progressive --t 1001", 2, "--t 1001 is outside 0..1000"),
-    ("progressive --share-from 0", 2, "--share-from 0 is outside 1..1000"),
+    ("progressive --t 1001", 2, "--t is 1001; it must be from 0 to 1000"),
+    ("progressive --share-from 0", 2, "--share-from is 0; it must be from 1 to 1000"),
     ("progressive --share-from 7,7", 2, "--share-from has 7 twice"),
     ("progressive --t 7,7", 2, "--t has 7 twice"),
     ("progressive -n 600", 2, "the sheet of 5,400 images would have"),

@@ -6,14 +6,15 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from ..diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, Setting, own_settings
-from ..diffusion.spacing import SPACINGS
 from ..errors import ArgumentError, DdpmError
+
+if TYPE_CHECKING:
+    from ..diffusion.samplers import Setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -212,6 +213,9 @@ def chain_options(command: F) -> F:
 
 def spacing_options(command: F) -> F:
     """--spacing and --timesteps."""
+    from ..diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS  # with numpy, which other commands need not wait for
+    from ..diffusion.spacing import SPACINGS
+
     usual = SAMPLERS[DEFAULT_SAMPLER].spacing
     others = (f"; {name}: {sampler.spacing}" for name, sampler in SAMPLERS.items() if sampler.spacing != usual)
     command = click.option(
@@ -270,6 +274,8 @@ def resize_option(command: F) -> F:
 
 
 def _sampler_options(command: F, name: str) -> F:
+    from ..diffusion.samplers import DEFAULT_SAMPLER, SAMPLERS, own_settings
+
     samplers = "; ".join(f"{name}: {sampler.about}" for name, sampler in SAMPLERS.items())
     steps = ", ".join(f"{name}: {sampler.steps or 'all T'}" for name, sampler in SAMPLERS.items())
     options = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,25 @@ from ..errors import ArgumentError
 from .schedule import Schedule, Table
 
 LEAST_LOG_SNR = -10.2  # 2 lambda, as Lu et al. have lambda from -5.1 on
+
+
+def check_times(times: Sequence[int], T: int, field: str = "t", *, low: int = 1, distinct: bool = False) -> None:
+    """Refuse steps that a chain does not have, or that are named twice.
+
+    Args:
+        T: its last step.
+        field: the name of what holds them, for the message.
+        low: its first; 0 where x_0 itself may be meant.
+        distinct: whether each step may be there once only.
+
+    Raises:
+        ArgumentError: names the first such step.
+    """
+    for place, t in enumerate(times):
+        if not low <= t <= T:
+            raise ArgumentError(f"`{field}` is {t}; it must be from {low} to {T}, the steps of this chain")
+        if distinct and t in times[:place]:
+            raise ArgumentError(f"`{field}` has {t} twice")
 
 
 def uniform(s: Schedule, count: int) -> Table:

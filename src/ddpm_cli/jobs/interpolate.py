@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..diffusion.spacing import check_times
 from ..models.model import Model
 from ..sampling import generate
 from ..sampling import start as starts
 from ..sampling.generate import pixels_of
 from .inputs import read
-from .making import Making, check_times, fitted, tensor
+from .making import Making, fitted, tensor
 from .output import LABELLED, Batch, Cells, Table, chains, watched, write_table
 
 
@@ -32,7 +33,7 @@ def interpolate(a: Path, b: Path, options: Interpolate, making: Making) -> Itera
     model = making.open()
     T = model.diffusion.schedule.T
     times = options.times or (T // 2,)
-    check_times("--t", times, 0, T)
+    check_times(times, T, "times", low=0, distinct=True)
     ends = [fitted(read(path), model, options.resize, making.screen) for path in (a, b)]
     lambdas = np.linspace(0, 1, options.lambdas).tolist()
     names = [f"t{t:04d}-{i:03d}-lambda{weight:.3f}" for t in times for i, weight in enumerate(lambdas)]

@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from ..core.pixels import COLOURS, Pixels, Raster, to_channels, to_float
 from ..data.fit import REDUCED, fit
-from ..errors import ArgumentError, InputError
+from ..errors import InputError
 from ..models.model import Model
 from ..sampling.settings import Sampling
 from ..ui.console import Screen, open_screen
@@ -158,16 +158,3 @@ def tensor(pixels: Pixels) -> torch.Tensor:
 def shown(shape: Sequence[int]) -> str:
     size = "x".join(map(str, shape[:2]))
     return f"{size}, {COLOURS.get(shape[2], f'{shape[2]} channels')}" if len(shape) > 2 else size
-
-
-def check_times(option: str, times: Sequence[int], low: int, high: int) -> None:
-    """Refuse steps that a model does not have, and one that is named twice.
-
-    Raises:
-        ArgumentError: there is such a step.
-    """
-    for place, t in enumerate(times):
-        if not low <= t <= high:
-            raise ArgumentError(f"{option} {t} is outside {low}..{high}, the steps of this model")
-        if t in times[:place]:
-            raise ArgumentError(f"{option} has {t} twice")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..diffusion.spacing import check_times
 from ..errors import ArgumentError
 from ..models.model import Model
 from ..sampling import generate
 from ..sampling import start as starts
 from ..sampling.generate import Start, pixels_of
-from .making import Making, check_times
+from .making import Making
 from .output import LABELLED, Batch, BatchStep, Cells, Table, chains, watched, write_table
 
 COLUMNS = 9  # of a sheet, unless they are named
@@ -37,11 +38,11 @@ def progressive(options: Progressive, making: Making) -> Iterator[Path | bytes]:
     model = making.open()
     T = model.diffusion.schedule.T
     if options.share_from:
-        check_times("--share-from", options.share_from, 1, T)
+        check_times(options.share_from, T, "share_from", distinct=True)
         making.warn_of_copies()
         return _figure_7(model, options.n, options.share_from, making)
     times = options.times or tuple(dict.fromkeys(round(t) for t in np.linspace(T, 0, COLUMNS)))
-    check_times("--t", times, 0, T)
+    check_times(times, T, "times", low=0, distinct=True)
     return _figure_6(model, options.n, times, making)
 
 

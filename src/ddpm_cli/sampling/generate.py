@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from ..core import rng
 from ..core.pixels import Pixels, to_levels
 from ..diffusion.process import Denoiser, Diffusion
 from ..diffusion.samplers import Step
-from ..diffusion.spacing import spaced_steps
+from ..diffusion.spacing import check_times, spaced_steps
 from ..errors import ArgumentError
 from .settings import Sampling
 
@@ -77,8 +78,8 @@ def visited(sampling: Sampling, d: Diffusion, start: int | None = None) -> list[
         ArgumentError: there are no such steps; or they are too far apart for a variance that is learned.
     """
     T = d.schedule.T
-    if start is not None and not 1 <= start <= T:
-        raise ArgumentError(f"`t` is {start}; this model has steps 1 to {T}")
+    if start is not None:
+        check_times([start], T)
     if sampling.timesteps is None:
         default = min(sampling.traits.steps or T, T)
         count = default if sampling.steps is None else sampling.steps
@@ -98,11 +99,8 @@ def visited(sampling: Sampling, d: Diffusion, start: int | None = None) -> list[
 def _ascending(timesteps: tuple[int, ...], T: int) -> list[int]:
     if not timesteps:
         raise ArgumentError("`timesteps` is empty; name at least one")
-    for t, following in zip(timesteps, (*timesteps[1:], 0), strict=True):
-        if not 1 <= t <= T:
-            raise ArgumentError(f"`timesteps` has {t}; this model has steps 1 to {T}")
-        if t == following:
-            raise ArgumentError(f"`timesteps` has {t} twice")
+    check_times(timesteps, T, "timesteps", distinct=True)
+    for t, following in pairwise(timesteps):
         if t < following:
             raise ArgumentError(f"`timesteps` has {t} before {following}; the chain goes down, so must they")
     return list(timesteps[::-1])

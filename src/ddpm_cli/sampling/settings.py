@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -42,11 +43,12 @@ class Sampling:
         spacing: str | None = None,
         timesteps: tuple[int, ...] | None = None,
         seed: int = 0,
-        **own: float | None,
+        own: Iterable[tuple[str, float]] = (),  # as `dataclasses.replace` passes them
+        **settings: float | None,
     ) -> None:
         if sampler not in SAMPLERS:
             raise ArgumentError(f"`sampler` is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
-        given = {name: value for name, value in own.items() if value is not None}
+        given = dict(own) | {name: value for name, value in settings.items() if value is not None}
         values = {
             "sampler": sampler,
             "steps": steps,

@@ -12,7 +12,7 @@ import torch
 from ..core import rng
 from ..diffusion.process import Denoiser, Diffusion, q_sample
 from ..diffusion.samplers import Step, repaint
-from ..errors import ArgumentError
+from ..diffusion.spacing import check_times
 from . import generate
 from .generate import Start
 from .settings import Sampling
@@ -51,9 +51,7 @@ def through(sampling: Sampling, d: Diffusion, *times: int) -> Sampling:
     Raises:
         ArgumentError: the model has no such step.
     """
-    for t in times:
-        if not 1 <= t <= d.schedule.T:
-            raise ArgumentError(f"there is no step {t}; this model has steps 1 to {d.schedule.T}")
+    check_times(times, d.schedule.T)
     steps = sorted({*generate.visited(sampling, d), *times}, reverse=True)
     return sampling.along(tuple(steps))
 
