@@ -57,11 +57,13 @@ class Command(click.Command):
         self.format_options(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        left = {param.name: record for param in self.get_params(ctx) if (record := param.get_help_record(ctx))}
-        headings = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
-        for heading, records in [*headings.items(), ("Other options" if headings else "Options", list(left.values()))]:
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        grouped = {name for names in self.groups.values() for name in names}
+        others = [param.name for param in options if param.name not in grouped]
+        for heading, names in {**self.groups, "Other options" if grouped else "Options": others}.items():
+            records = (param.get_help_record(ctx) for param in options if param.name in names)
             with formatter.section(heading):
-                formatter.write_dl(records)
+                formatter.write_dl([record for record in records if record])
 
 
 _FIELD = re.compile(r"`([a-z][a-z_0-9]*)(?:=([^`]*))?`")
