@@ -273,7 +273,7 @@ def test_check_size_names_the_nearest_size_that_fits() -> None:
             network.check_size(bad)
         message = str(caught.value)
         assert f"{bad[0]}x{bad[1]} cannot be halved 3 times" in message
-        assert f"--size {nearest}," in message
+        assert f"`size={nearest}`," in message
         network.check_size(tuple(int(side) for side in nearest.split("x")))  # type: ignore[arg-type]
 
 
@@ -302,7 +302,7 @@ def test_auto_is_a_preset_that_suits_machine_and_images(
 def test_other_presets_stand_for_themselves_and_unknown_ones_are_refused() -> None:
     for name in PRESETS:
         assert choose_preset(name, (8, 8), accelerated=False) == name
-    with pytest.raises(ArgumentError, match="--preset is 'huge'") as caught:
+    with pytest.raises(ArgumentError, match="`preset` is 'huge'") as caught:
         choose_preset("huge", (8, 8), accelerated=True)
     for name in ("auto", *PRESETS):
         assert name in str(caught.value)

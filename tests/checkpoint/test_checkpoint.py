@@ -476,9 +476,9 @@ def test_a_flat_folder_with_the_old_names_of_the_hub(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = unet(x, torch.tensor([10]))
-        theirs = UNet2DModel.from_pretrained(str(tmp_path / "hub")).eval()(x, 10).sample
+        theirs = UNet2DModel.from_pretrained(str(tmp_path / "hub")).eval().double()(x.double(), 10).sample
     torch.testing.assert_close(model.eps(x, torch.tensor([11])), expected, rtol=0, atol=0)
-    torch.testing.assert_close(theirs, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(expected.double(), theirs, rtol=0, atol=1e-5)
 
 
 def test_a_tensor_under_its_old_and_its_new_name_is_refused(tmp_path: Path) -> None:

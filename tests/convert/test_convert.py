@@ -294,11 +294,11 @@ REFUSED: dict[str, tuple[Callable[[], object], Options, str]] = {
         Options(),
         "4 heads are 16, 24 channels wide",
     ),
-    "no attention, no size": (lambda: openai(attention=()), Options(heads=1), "give it with --size"),
+    "no attention, no size": (lambda: openai(attention=()), Options(heads=1), "give it with `size`"),
     "pesser's, two levels with attention": (
         lambda: foreign.Pesser(attention=(0, 1)).state_dict(),
         Options(),
-        "give it with --size",
+        "give it with `size`",
     ),
     "another time embedding": (
         lambda: changed(foreign.W86().state_dict(), time_embedding__timembedding__0__weight=torch.ones(1000, 32)),
@@ -357,7 +357,7 @@ def test_what_cannot_be_expressed_is_refused_by_name(what: str, tmp_path: Path) 
         (foreign.W86, Options(timesteps=5), "--timesteps says nothing about a checkpoint of w86763777"),
         (foreign.Openai, Options(heads=1, head_channels=8), "both given"),
         (foreign.Openai, Options(heads=7), "7 heads do not divide 64 channels"),
-        (foreign.Openai, Options(head_channels=7), "--head-channels 7 does not divide 64 channels"),
+        (foreign.Openai, Options(head_channels=7), "`head_channels` is 7, which does not divide 64 channels"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

@@ -425,7 +425,7 @@ def test_a_share_that_fails_changes_nothing() -> None:
     class Lost(World):
         calls = 0
 
-        def sum(self, array: np.ndarray) -> np.ndarray:
+        def all_reduce(self, array: np.ndarray) -> np.ndarray:
             Lost.calls += 1
             if Lost.calls == 3:
                 raise Torn

@@ -294,9 +294,9 @@ def test_a_sample_is_the_end_of_its_chain(grey: ddpm.Model) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 21}, "--steps is 21; this model has steps 1 to 20"),
-        ({"eta": 0.5}, "--eta belongs to --sampler ddim"),
-        ({"sampler": "heun"}, "--sampler is 'heun'"),
+        ({"steps": 21}, "`steps` is 21; this model has steps 1 to 20"),
+        ({"eta": 0.5}, "`eta` belongs to `sampler=ddim`"),
+        ({"sampler": "heun"}, "`sampler` is 'heun'"),
     ],
 )
 def test_sample_refuses_settings_that_make_no_sense(
