@@ -226,7 +226,7 @@ def test_a_measurement_that_was_stopped_goes_on(
     assert child.stdout == ""
     again = ddpm(*command, "--resume", "state")
     assert again.returncode == 0, again.stderr
-    assert "going on after" in again.stderr
+    assert "resuming after" in again.stderr
     assert again.stdout == whole.stdout
     finished = ddpm(*command, "--resume", "state")
     assert finished.stdout == whole.stdout

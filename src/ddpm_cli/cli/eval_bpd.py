@@ -21,11 +21,11 @@ from .options import (
 
 EPILOG = """\b
 Examples:
-  ddpm eval-bpd ./images                   the model in ./ddpm-out on a folder of images, every term
+  ddpm eval-bpd ./images                   the model in ./ddpm-out on a folder of images, all terms
   ddpm eval-bpd ./images --terms 20        an estimate, from 20 terms of each image
   ddpm eval-bpd ./images --per-image ranked.csv          the least likely images first
   ddpm eval-bpd ./images --rd rd.csv --plot rd.png       rate and distortion, as in Figure 5
-  ddpm eval-bpd ./images --resume bpd.state              can be stopped, and goes on
+  ddpm eval-bpd ./images --resume bpd.state              can be interrupted and resumed
   ddpm eval-bpd builtin:digits -m builtin:digits --limit 20 --json
 """
 
@@ -52,21 +52,29 @@ class TermsType(click.ParamType[int]):
     default="all",
     show_default=True,
     metavar="K|all",
-    help="How many of an image's T terms to compute.",
+    help="How many of each image's T terms to compute; K of them give an unbiased estimate.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Measure the first so many images.  [default: all]")
-@click.option("--resize", is_flag=True, help="Scale and crop images of another size than the model's, as train does.")
-@click.option("--no-clip", is_flag=True, help="Do not clip x_0_hat to [-1, 1].")
-@click.option("--per-image", type=PathType(), metavar="FILE.csv", help="Each image's bits/dim, the least likely first.")
-@click.option("--per-t", type=PathType(), metavar="FILE.csv", help="Each term's mean, and the error of x_0_hat.")
-@click.option("--rd", type=PathType(), metavar="FILE.csv", help="Rate and distortion by time (section 4.3, Table 4).")
-@click.option("--plot", type=PathType(), metavar="FILE.png", help="Rate and distortion as a picture (Figure 5).")
-@click.option("--resume", type=PathType(), metavar="FILE", help="Keep what is done there, and go on from it.")
+@click.option("--limit", type=click.IntRange(1), help="Evaluate only the first images.  [default: all]")
+@click.option("--resize", is_flag=True, help="Scale, crop and convert images to the model's size, as train does.")
+@click.option("--no-clip", is_flag=True, help="Leave x_0_hat unclipped instead of clipping it to [-1, 1].")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Terms to compute at a time."
+    "--per-image", type=PathType(), metavar="FILE.csv", help="Write each image's bits/dim, least likely first."
 )
+@click.option("--per-t", type=PathType(), metavar="FILE.csv", help="Write each term's mean and the error of x_0_hat.")
 @click.option(
-    "--json", "as_json", envvar="DDPM_EVAL_BPD_JSON", is_flag=True, help="One JSON object on stdout instead of a table."
+    "--rd", type=PathType(), metavar="FILE.csv", help="Write rate and distortion over time (section 4.3, Table 4)."
+)
+@click.option("--plot", type=PathType(), metavar="FILE.png", help="Plot rate and distortion (Figure 5).")
+@click.option(
+    "--resume", type=PathType(), metavar="FILE", help="Save progress to this file, and resume from it if it exists."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Terms per batch.")
+@click.option(
+    "--json",
+    "as_json",
+    envvar="DDPM_EVAL_BPD_JSON",
+    is_flag=True,
+    help="Print one JSON object on stdout instead of a table.",
 )
 @force_option
 @seed_option
@@ -74,11 +82,11 @@ class TermsType(click.ParamType[int]):
 @peer_option
 @verbosity_options
 def command(images: str, as_json: bool, verbosity: int, **options: Any) -> None:
-    """Measure a model on IMAGES in bits/dim: the variational bound, Eq. 5, as the paper's code computes it.
+    """Evaluate a model on IMAGES in bits/dim: the variational bound on the negative log-likelihood (Eq. 5).
 
-    Each image counts once, with x_0_hat clipped, and the decoder of Eq. 13. With --terms K, K of an image's T terms are
-    computed, for an unbiased estimate; its standard error says how good it is. IMAGES are read like those of ddpm
-    train. auto precision means fp32 here. Under torchrun the work is shared, with the same result.
+    The bound is computed as in the paper's code, with x_0_hat clipped and the decoder of Eq. 13. --terms K computes
+    K of each image's T terms, an unbiased estimate whose standard error is printed. IMAGES are read as by ddpm
+    train. Here auto precision is fp32. Under torchrun the processes share the work, with the same result.
     """
     from ..core import distributed
     from ..jobs.eval_bpd import MeasureOptions, measure

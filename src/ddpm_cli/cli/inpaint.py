@@ -12,7 +12,7 @@ from .options import Command, PathType, picture_options, resize_option, seed_opt
 
 EPILOG = """\b
 Examples:
-  ddpm inpaint digit.png mask.png                  white pixels of the mask are made anew
+  ddpm inpaint digit.png mask.png                  fill in the white pixels of the mask
   ddpm inpaint digit.png mask.png -n 16 -o sheet.png
   ddpm inpaint photo.jpg mask.png --resize -o chain.gif
 """
@@ -21,13 +21,19 @@ Examples:
 @click.command("inpaint", cls=Command, epilog=EPILOG)
 @click.argument("image", metavar="IMG", type=PathType(dash=True))
 @click.argument("mask", metavar="MASK", type=PathType(dash=True))
-@click.option("-n", "n", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many results.")
-@click.option("--rounds", type=click.IntRange(1, 100), default=10, show_default=True, help="Of resampling.")
+@click.option("-n", "n", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Number of results.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=10,
+    show_default=True,
+    help="Resampling rounds of RePaint; more agree better and take longer.",
+)
 @resize_option
-@click.option("--steps", type=click.IntRange(1), help="Of the reverse chain.  [default: 250]")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the reverse chain.  [default: 250]")
 @spacing_options
 @seed_option
-@picture_options("inpainted.png", "As of ddpm sample.")
+@picture_options("inpainted.png", "Output: a sheet, a folder, an animation or an array, as of ddpm sample.")
 def command(
     image: Path,
     mask: Path,
@@ -36,10 +42,10 @@ def command(
     resize: bool,
     **common: Any,
 ) -> None:
-    """Make the pixels of IMG anew where MASK is white; the others come back as they are.
+    """Fill in the pixels of IMG where MASK is white; the others stay as they are.
 
-    RePaint (Lugmayr et al. 2022) with a model that was not trained for it: at each step the known pixels are noised
-    from the image, and each stretch of the chain is gone down --rounds times, until both parts agree.
+    This is RePaint (Lugmayr et al. 2022), which needs no special model: at each step the known pixels are taken from
+    the noised image, and each stretch of the chain is repeated --rounds times, so that both parts come to agree.
     """
     from ..jobs.inpaint import Inpaint, inpaint
     from ..jobs.making import Making

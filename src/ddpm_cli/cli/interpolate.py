@@ -21,7 +21,13 @@ Examples:
 @click.command("interpolate", cls=Command, epilog=EPILOG)
 @click.argument("a", metavar="A", type=PathType(dash=True))
 @click.argument("b", metavar="B", type=PathType(dash=True))
-@click.option("--t", "times", envvar="DDPM_INTERPOLATE_T", type=IntList(), help="Step(s) to noise to.  [default: T/2]")
+@click.option(
+    "--t",
+    "times",
+    envvar="DDPM_INTERPOLATE_T",
+    type=IntList(),
+    help="Step to noise both images to, or several.  [default: T/2]",
+)
 @click.option(
     "--steps",
     "lambdas",
@@ -29,12 +35,14 @@ Examples:
     type=click.IntRange(2),
     default=9,
     show_default=True,
-    help="Images from lambda = 0 to 1.",
+    help="Number of images, from lambda = 0 to 1.",
 )
 @resize_option
 @chain_options
 @seed_option
-@picture_options("interpolation.png", "A sheet, an animation from A to B (.gif, .webp, .apng), .npy, a folder, or -.")
+@picture_options(
+    "interpolation.png", "Output: a sheet, an animation from A to B (.gif, .webp, .apng), .npy, a folder, or -."
+)
 def command(
     a: Path,
     b: Path,
@@ -43,10 +51,10 @@ def command(
     resize: bool,
     **common: Any,
 ) -> None:
-    """Interpolate the images A and B: noise both to step t, mix them, and run the reverse chain (section 4.4).
+    """Interpolate between images A and B: noise both to step t, mix, and denoise (section 4.4).
 
-    x_t = (1 - lambda) x_t(A) + lambda x_t(B), with one noise for both and for all lambda. The larger t, the more is
-    made anew; t = 0 mixes the pixels. Several t make a sheet with a row for each.
+    x_t = (1 - lambda) x_t(A) + lambda x_t(B), with the same noise for both and for every lambda. The larger t, the more
+    is generated; t = 0 mixes the pixels. Several t make a sheet with one row each.
     """
     from ..jobs.interpolate import Interpolate, interpolate
     from ..jobs.making import Making

@@ -186,7 +186,7 @@ def model_option(command: F) -> F:
         "--model",
         type=NameType(),
         metavar="MODEL",
-        help="A run folder, a checkpoint, a folder of diffusers' layout, user/repo[@revision] of a Hub, or "
+        help="Model: a run folder, a checkpoint, a folder in diffusers' layout, user/repo[@revision] of a Hub, or "
         "builtin:digits.  "
         "[default: $DDPM_MODEL, else ./ddpm-out if it is there, else builtin:digits]",
     )(command)
@@ -243,13 +243,13 @@ def picture_options(default: str, about: str) -> Callable[[F], F]:
             click.option(
                 "--scale",
                 type=click.IntRange(1, 64),
-                help="Enlarge pixels on a sheet.  [default: tiles of 32 or more, 48 with labels]",
+                help="Enlarge pixels on the sheet this many times.  [default: tiles of 32 or more, 48 with labels]",
             ),
             click.option(
-                "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."
+                "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images per batch."
             ),
             machine_options,
-            click.option("--preview", is_flag=True, help="Draw the images in the terminal, while they are made."),
+            click.option("--preview", is_flag=True, help="Draw the images in the terminal as they are made."),
             force_option,
             verbosity_options,
         )
@@ -262,17 +262,19 @@ def picture_options(default: str, about: str) -> Callable[[F], F]:
 
 def list_options(command: F) -> F:
     """--files-from and -0."""
-    command = click.option("-0", "--null", is_flag=True, help="The names in that list end in NUL, as of find -print0.")(
-        command
-    )
+    command = click.option(
+        "-0", "--null", is_flag=True, help="Names in the list of --files-from end in NUL, as from find -print0."
+    )(command)
     return click.option(
-        "--files-from", type=PathType(dash=True), metavar="FILE", help="Take names from FILE, one a line; - is stdin."
+        "--files-from", type=PathType(dash=True), metavar="FILE", help="Read names from FILE, one per line; - is stdin."
     )(command)
 
 
 def resize_option(command: F) -> F:
     """--resize, of clean images."""
-    return click.option("--resize", is_flag=True, help="Scale, crop and convert images as train does.")(command)
+    return click.option(
+        "--resize", is_flag=True, help="Scale, crop and convert images to the model's size, as train does."
+    )(command)
 
 
 def _sampler_options(command: F, name: str) -> F:
@@ -343,7 +345,7 @@ def force_option(command: F) -> F:
 
 def verbosity_options(command: F) -> F:
     """-q and -v, as one value ``verbosity``: -1, 0 or 1."""
-    command = click.option("-v", "--verbose", "verbosity", flag_value=1, type=int, help="Say more.")(command)
+    command = click.option("-v", "--verbose", "verbosity", flag_value=1, type=int, help="Print details.")(command)
     return click.option(
         "-q", "--quiet", "verbosity", flag_value=-1, type=int, default=0, help="Only errors and results."
     )(command)

@@ -18,25 +18,25 @@ Examples:
 
 
 @click.command("progressive", cls=Command, epilog=EPILOG)
-@click.option("-n", "n", type=click.IntRange(1, 10_000), default=8, show_default=True, help="How many images.")
+@click.option("-n", "n", type=click.IntRange(1, 10_000), default=8, show_default=True, help="Number of images.")
 @click.option(
-    "--t", "times", envvar="DDPM_PROGRESSIVE_T", type=IntList(), help="Step(s) to show.  [default: 9 from T to 0]"
+    "--t", "times", envvar="DDPM_PROGRESSIVE_T", type=IntList(), help="Steps to show.  [default: 9 from T to 0]"
 )
-@click.option("--share-from", type=IntList(), help="Show images that share the x_t of these steps.")
+@click.option("--share-from", type=IntList(), help="Show images that share their x_t at these steps (Figure 7).")
 @sampler_options
 @seed_option
-@picture_options("progressive.png", "A sheet, an animation (.gif, .webp, .apng), .npy, a folder, or -.")
+@picture_options("progressive.png", "Output: a sheet, an animation (.gif, .webp, .apng), .npy, a folder, or -.")
 def command(
     n: int,
     times: tuple[int, ...] | None,
     share_from: tuple[int, ...] | None,
     **common: Any,
 ) -> None:
-    """Show what the network takes the images to be while the reverse process makes them (Figure 6).
+    """Progressive generation: the network's estimate of each image during the reverse process (Figure 6).
 
-    A row is an image, a column x_0_hat at a step t, Eq. 15; t = 0 is the sample itself. Large features appear first.
-    With --share-from, a row is a step t, and its images have x_t in common, which comes first: the smaller t, the more
-    they share (Figure 7).
+    Each row is an image, each column its x_0_hat at a step t (Eq. 15); t = 0 is the sample itself. Large features
+    appear first. With --share-from, each row is a step t, and its images share the x_t shown first: the smaller t,
+    the more they have in common (Figure 7).
     """
     from ..jobs.making import Making
     from ..jobs.progressive import Progressive, progressive

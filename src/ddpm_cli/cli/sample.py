@@ -22,8 +22,8 @@ Examples:
 
 
 @click.command("sample", cls=Command, epilog=EPILOG)
-@click.option("-n", "n", type=click.IntRange(1, 10_000_000), help="How many images.  [default: 16]")
-@click.option("--seed", type=click.IntRange(0), help="Image i of a seed is always the same.  [default: 0]")
+@click.option("-n", "n", type=click.IntRange(1, 10_000_000), help="Number of images.  [default: 16]")
+@click.option("--seed", type=click.IntRange(0), help="Seed: image i of a seed is always the same.  [default: 0]")
 @sampler_options
 @click.option(
     "--grid",
@@ -32,11 +32,11 @@ Examples:
     type=GridType(),
     help="Rows x columns of the sheet.  [default: nearly square]",
 )
-@click.option("--like", type=PathType(), help="Take every setting not given from this PNG.")
+@click.option("--like", type=PathType(), help="Take all settings that are not given from this PNG.")
 @picture_options(
     "grid.png",
-    "A .png (one sheet), a folder (one file an image), .npy or .npz (raw), .gif, .webp or .apng (the chain), or - "
-    "(PNG on stdout).",
+    "Output: a .png (one sheet), a folder (one file per image), .npy or .npz (raw), .gif, .webp or .apng (the "
+    "chain), or - (PNG on stdout).",
 )
 @peer_option
 def command(
@@ -52,10 +52,10 @@ def command(
     verbosity: int,
     **options: Any,
 ) -> None:
-    """Make images with a model: Algorithm 2 over all T steps, or another sampler over a few.
+    """Sample images from a model: Algorithm 2 over all T steps, or a faster sampler over fewer.
 
-    Image i of a seed does not depend on how many images are made, or, but for the rounding of bf16, on the batch
-    size. PNGs carry their settings, and --like makes the same again from them.
+    Image i of a seed does not depend on how many images are made or, up to rounding in bf16, on the batch size. PNGs
+    carry their settings; --like reads them to make the same images again.
     """
     from ..jobs.output import Destination
     from ..jobs.sample import sample

@@ -1,4 +1,4 @@
-"""What a measurement had computed when it was stopped: a file that the same measurement goes on from."""
+"""What a measurement had computed when it was interrupted: a file that the same measurement resumes from."""
 
 from __future__ import annotations
 

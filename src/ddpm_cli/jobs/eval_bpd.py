@@ -144,7 +144,7 @@ def _measured(
     )
     tally = state.load(path, what)
     if done := int(tally.done.sum()):
-        screen.say(f"going on after {done:,} of {protocol.n * protocol.per_image:,} terms")
+        screen.say(f"resuming after {done:,} of {protocol.n * protocol.per_image:,} terms")
     state.save(path, what, tally, world.rank)  # if it cannot be written, better now than after the first hour
     work = model.measure(images, tally, batch_size=options.batch_size, world=world)
     _follow(_keeping(work, path, what, tally, world.rank), tally, screen, world)

@@ -293,5 +293,5 @@ def _read_run(folder: Path, spec: str) -> StoredModel:
             if checkpoint.exists():
                 raise
     raise InputError(
-        f"{printable(folder)} has no checkpoint yet; go on with its training, or name another model with -m"
+        f"{printable(folder)} has no checkpoint yet; resume its training, or name another `model`"
     )

@@ -29,7 +29,7 @@ from .record import Computed, RunConfig
 BYTES_A_PARAMETER = 20  # weight, gradient, two moments and the average, all float32
 BYTES_SHARED = 4  # a parameter, in the buckets that DistributedDataParallel adds up gradients in
 SURELY = 0.5  # of the free memory: so much by arithmetic needs no measurement
-USED = 0.9  # of the free memory that parts may fill: other programs go on
+USED = 0.9  # of the free memory that micro-batches may fill: other programs need some
 FEW, MORE = 1, 3  # images that are tried
 _CGROUP = Path("/sys/fs/cgroup")
 
