@@ -25,19 +25,19 @@ from ..errors import DdpmError, DiskError, InputError
 
 COMMANDS = {
     "train": "Train a model on your own images (Algorithm 1).",
-    "sample": "Make images from a model (Algorithm 2, and faster samplers).",
-    "denoise": "Run the reverse chain from an image (Algorithm 2 from x_t on).",
-    "interpolate": "Go from one image to another (Figures 8 and 9).",
-    "progressive": "Show what appears when in the reverse process (Figures 6 and 7).",
-    "inpaint": "Make a part of an image anew (RePaint).",
-    "pack": "Pack images into a folder, for other machines and faster starts.",
-    "noise": "Add the forward process's noise to an image (Eq. 2 and 4).",
-    "eval-bpd": "Measure a model in bits/dim on images (Eq. 5).",
-    "neighbors": "Show samples beside the training images nearest to them.",
-    "info": "Say what a model is and where it came from.",
-    "pull": "Fetch a model from the Hub.",
+    "sample": "Sample images from a model (Algorithm 2, and faster samplers).",
+    "denoise": "Denoise an image, or make variations of it (SDEdit).",
+    "interpolate": "Interpolate between two images (Figures 8 and 9).",
+    "progressive": "Show progressive generation (Figures 6 and 7).",
+    "inpaint": "Fill in part of an image (RePaint).",
+    "pack": "Preprocess images into a folder, for other machines and faster starts.",
+    "noise": "Add noise to an image by the forward process (Eq. 2 and 4).",
+    "eval-bpd": "Evaluate a model in bits/dim (the variational bound, Eq. 5).",
+    "neighbors": "Show samples beside their nearest training images; test for memorisation.",
+    "info": "Show what a model is and where it came from.",
+    "pull": "Download a model from the Hub.",
     "push": "Publish a model on the Hub.",
-    "convert": "Turn a checkpoint of another project into a model.",
+    "convert": "Convert another project's checkpoint into a model.",
     "env": "Show versions, device and threads, and why they were chosen.",
 }
 
@@ -45,10 +45,10 @@ _LATER = 0.05  # seconds
 
 EPILOG = """\b
 Examples:
-  ddpm train ./images                 learn from a folder; the result is in ./ddpm-out
+  ddpm train ./images                 train on a folder, into ./ddpm-out
   ddpm sample -n 64 -o grid.png       64 new images on one sheet
   ddpm noise photo.png --t 500        what the network sees at t = 500
-  ddpm eval-bpd ./images --limit 100  how well it compresses, in bits/dim
+  ddpm eval-bpd ./images --limit 100  evaluate it in bits/dim
 """
 
 
