@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
+from .core.records import from_json
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from dataclasses import Field
-
-    class _Dataclass(Protocol):
-        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    C = TypeVar("C", bound=_Dataclass)
 
 BUILTIN_DIGITS = "builtin:digits"  # the images, and the model, that come with the program
 
@@ -93,9 +86,6 @@ class UNetConfig:
     num_train_timesteps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("down_block_types", "up_block_types", "block_out_channels", "sample_size"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
         self._check_sizes()
         self._check_choices()
         self._check_groups()
@@ -201,7 +191,7 @@ class UNetConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read diffusers' ``config.json``. Keys that start with ``_`` are notes; any other unknown key is refused."""
-        return _from_json(cls, data, "network", notes="_")
+        return from_json(cls, data, "network", notes="_")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as diffusers writes them."""
@@ -243,7 +233,7 @@ class DiffusionConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
-        return _from_json(cls, data, "diffusion")
+        return from_json(cls, data, "diffusion")
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -310,22 +300,8 @@ class TrainConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
-        return _from_json(cls, data, "training")
+        return from_json(cls, data, "training")
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
         return asdict(self)
-
-
-def _from_json(cls: type[C], data: Mapping[str, Any], where: str, notes: str | None = None) -> C:
-    if not isinstance(data, Mapping):
-        raise InputError(f"{where}: the configuration is {data!r}; it must be a JSON object")
-    if notes:
-        data = {name: value for name, value in data.items() if not name.startswith(notes)}
-    known = {field.name for field in fields(cls)}
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise InputError(
-            f"{where}: unknown field {reprlib.repr(unknown[0])}; this version knows {', '.join(sorted(known))}"
-        )
-    return cls(**data)
