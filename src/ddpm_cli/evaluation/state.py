@@ -85,7 +85,7 @@ def load(path: Path, what: MeasurementKey) -> PartialBound:
         ArgumentError: it is of another measurement, the message names what differs; or it is a folder or a device.
     """
     if path.exists() and not path.is_file():
-        raise ArgumentError(f"{printable(path)} is no file; name one with --resume, which need not be there yet")
+        raise ArgumentError(f"{printable(path)} is no file; `resume` takes the name of one, which need not exist yet")
     tally = PartialBound(what.protocol)
     for part in filter(Path.exists, [path, *_parts(path)]):
         tally.take(_read(part, what))
@@ -129,7 +129,7 @@ def _read(path: Path, what: MeasurementKey) -> PartialBound:
         if isinstance(error, ArgumentError):
             raise
         raise InputError(
-            f"{where} is not what eval-bpd --resume writes, or damaged; delete it, or name another file"
+            f"{where} is damaged, or no file of a measurement; delete it, or name another with `resume`"
         ) from error
     return tally
 
@@ -145,7 +145,7 @@ def _compare(where: str, there: dict[str, Any], now: dict[str, Any]) -> None:
         "model": "the model's weights",
         "network": "the network",
         "images": "the images",
-        "diffusion": "the model's diffusion, or --no-clip",
+        "diffusion": "the model's diffusion, or `no_clip`",
     }
     digests = ("model", "images")
     differing = []
@@ -153,11 +153,11 @@ def _compare(where: str, there: dict[str, Any], now: dict[str, Any]) -> None:
         if (before := there.get(key)) != now[key]:
             scalar = not isinstance(now[key], dict) and key not in digests
             values = f" ({_said(before)} there, {_said(now[key])} now)" if scalar else ""
-            differing.append(names.get(key, f"--{key}") + values)
+            differing.append(names.get(key, f"`{key}`") + values)
     if differing:
         raise ArgumentError(
             f"{where} belongs to another measurement, of which these differ: {', '.join(differing)}; name another file "
-            "with --resume, or delete it"
+            "with `resume`, or delete it"
         )
 
 
