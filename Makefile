@@ -11,7 +11,7 @@ COG := $(BIN)/cog -I tools --verbosity=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types docs-fresh test-slow test-gpu docs help-docs gallery bench clean
+.PHONY: help demo test lint types docs-fresh test-slow gpu-check docs help-docs gallery bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -39,7 +39,7 @@ docs-fresh: $(VENV)/.dev ## whether the help texts in the documentation are the 
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-test-gpu: $(VENV)/.dev ## the tests that need a CUDA device
+gpu-check: $(VENV)/.dev ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu -rs
 
 docs: $(VENV)/.dev ## the documentation as HTML in docs/_build/html, warnings as errors
