@@ -78,12 +78,12 @@ def images(seed: int, *shape: int, dtype: type = np.float64) -> npt.NDArray[Any]
 # --- the forward process ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_at_t_0_there_is_no_noise_yet(schedule: Schedule, seed: int) -> None:
-    x, eps = images(seed, 2, 3, 1, 4, 4)
-    assert q_sample(schedule, x, 0, eps).tobytes() == x.tobytes()
-    assert q_step(schedule, x, 0, eps).tobytes() == x.tobytes()
-    assert q_sample(schedule, x, np.zeros(3, np.int64), eps).tobytes() == x.tobytes()
+def test_at_t_0_there_is_no_noise_yet(schedule: Schedule) -> None:
+    for seed in SEEDS:
+        x, eps = images(seed, 2, 3, 1, 4, 4)
+        assert q_sample(schedule, x, 0, eps).tobytes() == x.tobytes()
+        assert q_step(schedule, x, 0, eps).tobytes() == x.tobytes()
+        assert q_sample(schedule, x, np.zeros(3, np.int64), eps).tobytes() == x.tobytes()
 
 
 def test_steps_one_after_the_other_have_the_mean_and_variance_of_eq_4(schedule: Schedule) -> None:
@@ -123,46 +123,46 @@ def test_the_last_step_of_the_papers_schedule_is_nearly_pure_noise() -> None:
 # --- one definition for numbers, arrays and tensors -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_numpy_and_torch_agree_to_the_last_bit_and_keep_the_dtype(name: str, dtype: type) -> None:
-    function, s = FUNCTIONS[name], SCHEDULES["linear"]
-    a, b = images(3, 2, 4, 3, 2, 5, dtype=dtype)
-    for t in (1, 2, 500, 1000, np.array([1, 1000, 17, 17])):
-        array = function(s, a, b, t)
-        tensor = function(s, torch.from_numpy(a), torch.from_numpy(b), t)
-        assert array.dtype == dtype
-        assert tensor.numpy().dtype == dtype
-        assert array.tobytes() == tensor.numpy().tobytes(), t
-        assert array.shape == a.shape
+def test_numpy_and_torch_agree_to_the_last_bit_and_keep_the_dtype() -> None:
+    for dtype in [np.float32, np.float64]:
+        for name in FUNCTIONS:
+            function, s = FUNCTIONS[name], SCHEDULES["linear"]
+            a, b = images(3, 2, 4, 3, 2, 5, dtype=dtype)
+            for t in (1, 2, 500, 1000, np.array([1, 1000, 17, 17])):
+                array = function(s, a, b, t)
+                tensor = function(s, torch.from_numpy(a), torch.from_numpy(b), t)
+                assert array.dtype == dtype
+                assert tensor.numpy().dtype == dtype
+                assert array.tobytes() == tensor.numpy().tobytes(), t
+                assert array.shape == a.shape
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_one_t_for_all_is_the_same_t_for_each(name: str, dtype: type, schedule: Schedule) -> None:
-    function = FUNCTIONS[name]
-    t = np.unique(np.r_[1, schedule.T, np.random.default_rng(0).integers(1, schedule.T + 1, 6)])
-    a, b = images(4, 2, len(t), 1, 3, 3, dtype=dtype)
-    together = function(schedule, a, b, t)
-    for row, step in enumerate(t.tolist()):
-        assert together[row].tobytes() == function(schedule, a[row], b[row], step).tobytes()
+def test_one_t_for_all_is_the_same_t_for_each(schedule: Schedule) -> None:
+    for dtype in [np.float32, np.float64]:
+        for name in FUNCTIONS:
+            function = FUNCTIONS[name]
+            t = np.unique(np.r_[1, schedule.T, np.random.default_rng(0).integers(1, schedule.T + 1, 6)])
+            a, b = images(4, 2, len(t), 1, 3, 3, dtype=dtype)
+            together = function(schedule, a, b, t)
+            for row, step in enumerate(t.tolist()):
+                assert together[row].tobytes() == function(schedule, a[row], b[row], step).tobytes()
 
 
 # --- the posterior, Eq. 6 and 7 --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_posterior_mean_and_variance_are_those_of_bayes(schedule: Schedule, seed: int) -> None:
-    # q(x_{t-1} | x_t, x_0) is q(x_t | x_{t-1}) q(x_{t-1} | x_0) up to a factor. As a function of x_{t-1} the first is
-    # a Gaussian around x_t / sqrt(alpha_t) of variance beta_t / alpha_t; precisions add.
-    x_0, x_t = images(seed, 2, 2, 1, 3, 3)
-    for t in {2, schedule.T // 2, schedule.T} & set(range(2, schedule.T + 1)):
-        step, before = schedule.alpha[t] / schedule.beta[t], 1 / (1 - schedule.alpha_bar[t - 1])
-        mean = step * x_t / math.sqrt(schedule.alpha[t]) + before * math.sqrt(schedule.alpha_bar[t - 1]) * x_0
-        mean /= step + before
-        ours = q_posterior_mean(schedule, x_0, x_t, t)
-        np.testing.assert_allclose(ours, mean, rtol=0, atol=1e-11 * np.abs([x_0, x_t]).max())
-        assert schedule.beta_tilde[t] == pytest.approx(1 / (step + before), rel=1e-9)
+def test_posterior_mean_and_variance_are_those_of_bayes(schedule: Schedule) -> None:
+    for seed in SEEDS:
+        # q(x_{t-1} | x_t, x_0) is q(x_t | x_{t-1}) q(x_{t-1} | x_0) up to a factor. As a function of x_{t-1} the first
+        # is a Gaussian around x_t / sqrt(alpha_t) of variance beta_t / alpha_t; precisions add.
+        x_0, x_t = images(seed, 2, 2, 1, 3, 3)
+        for t in {2, schedule.T // 2, schedule.T} & set(range(2, schedule.T + 1)):
+            step, before = schedule.alpha[t] / schedule.beta[t], 1 / (1 - schedule.alpha_bar[t - 1])
+            mean = step * x_t / math.sqrt(schedule.alpha[t]) + before * math.sqrt(schedule.alpha_bar[t - 1]) * x_0
+            mean /= step + before
+            ours = q_posterior_mean(schedule, x_0, x_t, t)
+            np.testing.assert_allclose(ours, mean, rtol=0, atol=1e-11 * np.abs([x_0, x_t]).max())
+            assert schedule.beta_tilde[t] == pytest.approx(1 / (step + before), rel=1e-9)
 
 
 def test_at_t_1_the_posterior_is_the_data(schedule: Schedule) -> None:
@@ -307,17 +307,17 @@ def test_the_tables_of_conversions_hold_these_functions() -> None:
         assert table["x0"](s, value, x_t, 3) is value
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_score_is_the_gradient_of_log_q(schedule: Schedule, seed: int) -> None:
-    x_0, eps = (torch.from_numpy(x) for x in images(seed, 2, 2, 1, 3, 3))
-    for t in {1, (schedule.T + 1) // 2, schedule.T}:
-        x_t = q_sample(schedule, x_0, t, eps).requires_grad_()
-        signal, noise = math.sqrt(schedule.alpha_bar[t]), math.sqrt(1 - schedule.alpha_bar[t])
-        log_q = torch.distributions.Normal(signal * x_0, noise).log_prob(x_t).sum()
-        (gradient,) = torch.autograd.grad(log_q, x_t)
-        torch.testing.assert_close(
-            score_from_x_0(schedule, x_0, x_t.detach(), t), gradient, rtol=1e-9, atol=1e-9 / noise
-        )
+def test_the_score_is_the_gradient_of_log_q(schedule: Schedule) -> None:
+    for seed in SEEDS:
+        x_0, eps = (torch.from_numpy(x) for x in images(seed, 2, 2, 1, 3, 3))
+        for t in {1, (schedule.T + 1) // 2, schedule.T}:
+            x_t = q_sample(schedule, x_0, t, eps).requires_grad_()
+            signal, noise = math.sqrt(schedule.alpha_bar[t]), math.sqrt(1 - schedule.alpha_bar[t])
+            log_q = torch.distributions.Normal(signal * x_0, noise).log_prob(x_t).sum()
+            (gradient,) = torch.autograd.grad(log_q, x_t)
+            torch.testing.assert_close(
+                score_from_x_0(schedule, x_0, x_t.detach(), t), gradient, rtol=1e-9, atol=1e-9 / noise
+            )
 
 
 # --- p_theta ----------------------------------------------------------------------------------------------------------
@@ -363,19 +363,21 @@ def test_it_is_understood_in_a_chain_of_fewer_steps_too(predict: str) -> None:
         torch.testing.assert_close(p_theta(respaced, right, x_t, t).x_0_hat, x_0, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("respace", [False, True])
-def test_a_variance_that_is_learned_as_a_range_has_the_fixed_ones_for_ends(respace: bool) -> None:
-    s = linear(20, 0.01, 0.3)
-    s = s.respaced([1, 4, 5, 17, 20]) if respace else s
-    d, x_t = Diffusion(s, variance="learned-range"), torch.zeros(s.T, 2, 3, 3, dtype=torch.float64)
-    t = np.arange(1, s.T + 1)
-    for v, table in ((-1.0, s.sigma2("fixed-small")), (1.0, s.beta)):
-        p = p_theta(d, lambda x, t, v=v: torch.cat([x, torch.full_like(x, v)], 1), x_t, t)
-        np.testing.assert_allclose(
-            np.asarray(p.sigma2), table[t].reshape(-1, 1, 1, 1) + np.zeros(x_t.shape), rtol=1e-12
+def test_a_variance_that_is_learned_as_a_range_has_the_fixed_ones_for_ends() -> None:
+    for respace in [False, True]:
+        s = linear(20, 0.01, 0.3)
+        s = s.respaced([1, 4, 5, 17, 20]) if respace else s
+        d, x_t = Diffusion(s, variance="learned-range"), torch.zeros(s.T, 2, 3, 3, dtype=torch.float64)
+        t = np.arange(1, s.T + 1)
+        for v, table in ((-1.0, s.sigma2("fixed-small")), (1.0, s.beta)):
+            p = p_theta(d, lambda x, t, v=v: torch.cat([x, torch.full_like(x, v)], 1), x_t, t)
+            np.testing.assert_allclose(
+                np.asarray(p.sigma2), table[t].reshape(-1, 1, 1, 1) + np.zeros(x_t.shape), rtol=1e-12
+            )
+        middle = p_theta(d, lambda x, t: torch.zeros(len(x), 4, 3, 3, dtype=x.dtype), x_t, 3)
+        assert torch.as_tensor(middle.sigma2)[0, 0, 0, 0].item() == pytest.approx(
+            math.sqrt(s.beta[3] * s.beta_tilde[3])
         )
-    middle = p_theta(d, lambda x, t: torch.zeros(len(x), 4, 3, 3, dtype=x.dtype), x_t, 3)
-    assert torch.as_tensor(middle.sigma2)[0, 0, 0, 0].item() == pytest.approx(math.sqrt(s.beta[3] * s.beta_tilde[3]))
 
 
 def test_a_learned_variance_is_the_exponential_of_the_outputs_second_half() -> None:
