@@ -177,14 +177,14 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation_is_applied(orientation: int, form: str) -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](SOME[:, :, :3])))
-    file = encoded(stored, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
-    np.testing.assert_array_equal(pixels.decode(file).pixels, SOME[:, :, :3])
+def test_exif_orientation_is_applied() -> None:
+    for form in ["PNG", "TIFF", "WEBP"]:
+        for orientation in STORED:
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = orientation
+            stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](SOME[:, :, :3])))
+            file = encoded(stored, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+            np.testing.assert_array_equal(pixels.decode(file).pixels, SOME[:, :, :3])
 
 
 def test_exif_data_that_cannot_be_read_say_nothing() -> None:
@@ -226,27 +226,27 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
         pixels.decode(io.BytesIO(data))
 
 
-@pytest.mark.parametrize("form", pixels.FORMATS)
-@pytest.mark.parametrize("seed", range(3))
-def test_damage_is_an_input_error_or_not_noticed_but_nothing_else(form: str, seed: int) -> None:
-    rng = np.random.default_rng([seed, len(form), ord(form[0])])
-    whole = encoded(PLAIN["RGB"], form).getvalue()
-    for _ in range(150):
-        data = bytearray(whole)
-        for _ in range(rng.integers(1, 4)):
-            data[rng.integers(len(data))] = rng.integers(256)
-        cut = rng.integers(len(data)) if rng.random() < 0.3 else len(data)
-        with contextlib.suppress(InputError):
-            assert pixels.decode(io.BytesIO(bytes(data[:cut]))).pixels.ndim == 3
+def test_damage_is_an_input_error_or_not_noticed_but_nothing_else() -> None:
+    for form in pixels.FORMATS:
+        for seed in range(3):
+            rng = np.random.default_rng([seed, len(form), ord(form[0])])
+            whole = encoded(PLAIN["RGB"], form).getvalue()
+            for _ in range(150):
+                data = bytearray(whole)
+                for _ in range(rng.integers(1, 4)):
+                    data[rng.integers(len(data))] = rng.integers(256)
+                cut = rng.integers(len(data)) if rng.random() < 0.3 else len(data)
+                with contextlib.suppress(InputError):
+                    assert pixels.decode(io.BytesIO(bytes(data[:cut]))).pixels.ndim == 3
 
 
-@pytest.mark.parametrize("form", pixels.FORMATS)
-def test_a_file_that_was_cut_is_refused(form: str) -> None:
-    noise = np.random.default_rng(3).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    whole = encoded(Image.fromarray(noise), form).getvalue()
-    for tenths in range(10):
-        with pytest.raises(InputError):
-            pixels.decode(io.BytesIO(whole[: len(whole) * tenths // 10]))
+def test_a_file_that_was_cut_is_refused() -> None:
+    for form in pixels.FORMATS:
+        noise = np.random.default_rng(3).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        whole = encoded(Image.fromarray(noise), form).getvalue()
+        for tenths in range(10):
+            with pytest.raises(InputError):
+                pixels.decode(io.BytesIO(whole[: len(whole) * tenths // 10]))
 
 
 def test_png_text_comes_back(tmp_path: Path) -> None:

@@ -129,13 +129,13 @@ def test_prior_is_the_kl_of_the_end_and_the_standard_normal(schedule: Schedule, 
     torch.testing.assert_close(ours.double(), expected, rtol=rtol, atol=24e-16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("value", [GREY, -GREY, 0.0])
-def test_prior_of_a_grey_image_is_tiny_and_positive(value: float, dtype: torch.dtype) -> None:
-    x_0 = torch.full((2, 3, 32, 32), value, dtype=dtype)
-    bits = bits_per_dim(prior_kl(Diffusion(PAPER), x_0), 3072)
-    assert (bits > 0).all()
-    np.testing.assert_allclose(bits.double().numpy(), 5.8748e-10 + 2.911236e-5 * value**2, rtol=1e-5)
+def test_prior_of_a_grey_image_is_tiny_and_positive() -> None:
+    for dtype in [torch.float32, torch.float64]:
+        for value in [GREY, -GREY, 0.0]:
+            x_0 = torch.full((2, 3, 32, 32), value, dtype=dtype)
+            bits = bits_per_dim(prior_kl(Diffusion(PAPER), x_0), 3072)
+            assert (bits > 0).all()
+            np.testing.assert_allclose(bits.double().numpy(), 5.8748e-10 + 2.911236e-5 * value**2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -398,27 +398,27 @@ def test_256_equally_likely_values_are_eight_bits() -> None:
     assert bits_per_dim(nats, 12).tolist() == pytest.approx([8, 0])
 
 
-@pytest.mark.parametrize("predict", PREDICTIONS)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_l_simple_is_the_mean_square_of_every_images_error(predict: str, seed: int) -> None:
-    x_0, eps, t = pixels(seed, 4, 3, 2, 5), normal(seed, 4, 3, 2, 5), np.array([1, 20, 7, 7])
+def test_l_simple_is_the_mean_square_of_every_images_error() -> None:
+    for predict in PREDICTIONS:
+        for seed in SEEDS:
+            x_0, eps, t = pixels(seed, 4, 3, 2, 5), normal(seed, 4, 3, 2, 5), np.array([1, 20, 7, 7])
 
-    def network(x_t: Tensor, t: Tensor) -> Tensor:
-        return torch.sin(x_t * t.reshape(-1, 1, 1, 1))
+            def network(x_t: Tensor, t: Tensor) -> Tensor:
+                return torch.sin(x_t * t.reshape(-1, 1, 1, 1))
 
-    losses = l_simple(Diffusion(SHORT, predict), network, x_0, t, eps)
-    assert losses.shape == (4,)
-    for image, step in enumerate(t.tolist()):
-        signal, noise = math.sqrt(SHORT.alpha_bar[step]), math.sqrt(1 - SHORT.alpha_bar[step])
-        squares = []
-        for x, e in zip(x_0[image].flatten().tolist(), eps[image].flatten().tolist(), strict=True):
-            target = {"eps": e, "x0": x, "v": signal * e - noise * x}.get(predict)
-            if target is None:  # mu, Eq. 7
-                before, beta = SHORT.alpha_bar[step - 1], SHORT.beta[step]
-                target = math.sqrt(before) * beta / (1 - SHORT.alpha_bar[step]) * x
-                target += math.sqrt(1 - beta) * (1 - before) / noise**2 * (signal * x + noise * e)
-            squares.append((math.sin((signal * x + noise * e) * step) - target) ** 2)
-        assert losses[image].item() == pytest.approx(sum(squares) / 30, rel=1e-9)
+            losses = l_simple(Diffusion(SHORT, predict), network, x_0, t, eps)
+            assert losses.shape == (4,)
+            for image, step in enumerate(t.tolist()):
+                signal, noise = math.sqrt(SHORT.alpha_bar[step]), math.sqrt(1 - SHORT.alpha_bar[step])
+                squares = []
+                for x, e in zip(x_0[image].flatten().tolist(), eps[image].flatten().tolist(), strict=True):
+                    target = {"eps": e, "x0": x, "v": signal * e - noise * x}.get(predict)
+                    if target is None:  # mu, Eq. 7
+                        before, beta = SHORT.alpha_bar[step - 1], SHORT.beta[step]
+                        target = math.sqrt(before) * beta / (1 - SHORT.alpha_bar[step]) * x
+                        target += math.sqrt(1 - beta) * (1 - before) / noise**2 * (signal * x + noise * e)
+                    squares.append((math.sin((signal * x + noise * e) * step) - target) ** 2)
+                assert losses[image].item() == pytest.approx(sum(squares) / 30, rel=1e-9)
 
 
 def learned(x: Tensor, t: Tensor) -> Tensor:
@@ -431,16 +431,16 @@ def out_of(outputs: Tensor) -> Network:
     return lambda x, t: outputs
 
 
-@pytest.mark.parametrize("predict", PREDICTIONS)
-@pytest.mark.parametrize("variance", ["fixed-small", "fixed-large", "learned-range"])
-def test_t_times_the_mean_of_l_vlb_is_the_bound_without_its_prior(variance: str, predict: str) -> None:
-    d, network = Diffusion(SHORT, predict, variance), learned if variance == "learned-range" else unlearned
-    x_0, eps, t = pixels(9, 1, 3, 4, 4).expand(20, -1, -1, -1), normal(9, 20, 3, 4, 4), np.arange(1, 21)
-    p = p_theta(d.unclipped, network, q_sample(SHORT, x_0, t, eps), t)
-    nats = bound.reverse_kl(d, x_0, p, t)[1:].sum()
-    nats += bound.decoder_nll(x_0[:1], Reverse(p.x_0_hat[:1], torch.as_tensor(p.sigma2)[:1])).sum()
-    losses = bound.l_vlb(d, network, x_0, t, eps)
-    assert 20 * losses.mean().item() == pytest.approx(bits_per_dim(nats, 48).item(), rel=1e-12)
+def test_t_times_the_mean_of_l_vlb_is_the_bound_without_its_prior() -> None:
+    for predict in PREDICTIONS:
+        for variance in ["fixed-small", "fixed-large", "learned-range"]:
+            d, network = Diffusion(SHORT, predict, variance), learned if variance == "learned-range" else unlearned
+            x_0, eps, t = pixels(9, 1, 3, 4, 4).expand(20, -1, -1, -1), normal(9, 20, 3, 4, 4), np.arange(1, 21)
+            p = p_theta(d.unclipped, network, q_sample(SHORT, x_0, t, eps), t)
+            nats = bound.reverse_kl(d, x_0, p, t)[1:].sum()
+            nats += bound.decoder_nll(x_0[:1], Reverse(p.x_0_hat[:1], torch.as_tensor(p.sigma2)[:1])).sum()
+            losses = bound.l_vlb(d, network, x_0, t, eps)
+            assert 20 * losses.mean().item() == pytest.approx(bits_per_dim(nats, 48).item(), rel=1e-12)
 
 
 def unlearned(x: Tensor, t: Tensor) -> Tensor:

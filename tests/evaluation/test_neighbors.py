@@ -44,10 +44,10 @@ def brute_force(queries: np.ndarray, images: np.ndarray) -> np.ndarray:
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 8, 1), (5, 7, 3), (16, 16, 4), (32, 32, 3)])
-def test_distances_are_exact(shape: tuple[int, int, int]) -> None:
-    x, y = noise(1, 7, *shape), noise(2, 9, *shape)
-    np.testing.assert_array_equal(squared_distances(x, y), brute_force(x, y))
+def test_distances_are_exact() -> None:
+    for shape in [(1, 1, 1), (8, 8, 1), (5, 7, 3), (16, 16, 4), (32, 32, 3)]:
+        x, y = noise(1, 7, *shape), noise(2, 9, *shape)
+        np.testing.assert_array_equal(squared_distances(x, y), brute_force(x, y))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 0), (255, 255), (128, 129)])
