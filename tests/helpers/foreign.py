@@ -370,25 +370,6 @@ class W86(nn.Module):
         return self.tail(h)
 
 
-def lucidrains(width: int = 16, levels: int = 2) -> dict[str, Tensor]:
-    """Some of the names and shapes in lucidrains' Unet, by which it is known."""
-    names = {
-        "init_conv.weight": (width, 3, 7, 7),
-        "time_mlp.1.weight": (4 * width, width),
-        "mid_block1.block1.proj.weight": (width, width, 3, 3),
-        "mid_attn.mem_kv": (2, 4, 4, 32),
-        "final_res_block.block1.proj.weight": (width, 2 * width, 3, 3),
-        "final_conv.weight": (3, width, 1, 1),
-    }
-    for level in range(levels):
-        names[f"downs.{level}.0.block1.proj.weight"] = (width, width, 3, 3)
-        names[f"downs.{level}.0.block1.norm.g"] = (1, width, 1, 1)
-        names[f"downs.{level}.2.to_qkv.weight"] = (384, width, 1, 1)
-        if level < levels - 1:
-            names[f"downs.{level}.2.to_out.1.g"] = (1, width, 1, 1)
-    return {name: torch.zeros(shape) for name, shape in names.items()}
-
-
 @torch.no_grad()
 def randomise(network: nn.Module, seed: int) -> nn.Module:
     """Weights with which every layer does something: matrices that keep the size of numbers, biases of some size."""

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..core.files import printable
-from ..errors import InputError
 from ..ui.results import put
 from .options import Command, PathType, SizeType, verbosity_options
-
-if TYPE_CHECKING:
-    from ..checkpoint import StoredModel
-
-WORDS = "ddpm_cli.convert.words"
 
 EPILOG = """\b
 Examples:
@@ -31,15 +23,7 @@ Examples:
 """
 
 
-class Remembering(Command):
-    """A command that keeps the words it was given, to repeat them in advice."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[WORDS] = list(args)
-        return super().parse_args(ctx, args)
-
-
-@click.command("convert", cls=Remembering, epilog=EPILOG)
+@click.command("convert", cls=Command, epilog=EPILOG)
 @click.argument("source", metavar="IN", type=PathType())
 @click.option("-o", "--output", type=PathType(), required=True, help="A new folder, of diffusers' layout.")
 @click.option("--allow-pickle", is_flag=True, help="Open IN although it is a pickle. No code in it is run.")
@@ -61,41 +45,9 @@ def command(source: Path, output: Path, allow_pickle: bool, verbosity: int, **op
     folder of diffusers whose weights are a .bin. What kind it is shows in its content. The options that name openai
     are for its two projects, whose files do not say how they were trained.
     """
-    from ..checkpoint import check_new, save_model
-    from ..convert import Options, convert, pickle_in
+    from ..convert import Options
+    from ..jobs.convert import convert_model
     from ..ui.console import open_screen
 
-    screen = open_screen(verbosity)
-    check_new(output)
-    pickled = pickle_in(source)
-    if pickled is not None and not allow_pickle:
-        words = ["ddpm", "convert", "--allow-pickle", *click.get_current_context().meta[WORDS]]
-        raise InputError(
-            f"{printable(pickled)} is a pickle, which is never read unasked; allow it: {shlex.join(words)}"
-        )
-    model = convert(source, Options(**options), unpickle=allow_pickle)
-    save_model(output, model)
-    screen.say(_describe(model))
+    convert_model(source, output, Options(**options), open_screen(verbosity), allow_pickle=allow_pickle)
     put(output)
-
-
-def _describe(model: StoredModel) -> str:
-    """What it was and what it is, for people."""
-    from ..network.unet import parameter_count
-    from ..ui.console import plural
-
-    unet, diffusion, past = model.unet, model.diffusion, model.provenance
-    height, width = unet.size
-    attention = [
-        f"{height >> level}x{width >> level}"
-        for level, block in enumerate(unet.down_block_types)
-        if block == "AttnDownBlock2D"
-    ]
-    average = {True: ", moving average", False: ", weights in training", None: ""}[past.average]
-    return (
-        f"{past.origin}{'' if past.step is None else f', step {past.step}'}{average}\n"
-        f"{height}x{width}x{unet.in_channels}, {parameter_count(unet) / 1e6:.1f} M parameters: "
-        f"{', '.join(map(str, unet.block_out_channels))} channels, {plural(unet.layers_per_block, 'block')} a level, "
-        f"attention at {' and '.join(attention) or 'the bottom only'}; "
-        f"T = {diffusion.timesteps} {diffusion.schedule}, {diffusion.predict}, {diffusion.variance}"
-    )

@@ -29,19 +29,8 @@ def command(model: str | None, verify: bool, as_json: bool, verbosity: int) -> N
     MODEL is what -m takes elsewhere: a run folder, a checkpoint, a folder of diffusers' layout, user/repo[@revision]
     of a Hub, or builtin:digits. With --verify, outputs that differ from the published ones end in exit code 3.
     """
-    from ..errors import ArgumentError, InputError
-    from ..jobs.models import find_model
-    from ..models.info import examine
-    from ..models.model import default_spec
-    from ..ui.console import aligned, open_screen
-    from ..ui.console import as_json as to_json
+    from ..jobs.info import info
+    from ..ui.console import open_screen
 
-    screen = open_screen(verbosity)
-    info = examine(find_model(default_spec() if model is None else model, screen), outputs=verify)
-    for warning in info.warnings:
-        screen.warn(warning)
-    put_text(to_json(info.to_json()) if as_json else "\n".join(aligned(info.to_rows())))
-    if verify and info.verification is None:
-        raise ArgumentError(f"no outputs were published for {info.stored.source}; --verify knows google/ddpm-*")
-    if info.verification and not info.verification.passed:
-        raise InputError(f"{info.stored.source} is not the network that was published: its outputs differ")
+    for text in info(model, open_screen(verbosity), verify=verify, json=as_json):
+        put_text(text)

@@ -30,18 +30,7 @@ def command(repo: str, revision: str | None, output: Path | None, allow_pickle: 
     REPO is user/repo or user/repo@revision. Only the files that are needed are fetched, and each is compared with the
     digest that the Hub lists. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
     """
-    from .. import hub
-    from ..checkpoint import check_new, save_model
-    from ..models.model import read_pulled
-    from ..ui.console import open_screen, shown
+    from ..jobs.pull import pull
+    from ..ui.console import open_screen
 
-    screen = open_screen(verbosity)
-    if output is not None:
-        check_new(output)
-    name = hub.require(repo, revision)
-    pulled = shown(hub.fetch(name, pickles=allow_pickle), screen)
-    stored = read_pulled(pulled, str(name))
-    screen.say(f"{stored.identity}: whole, and a model that can be used as -m {name}")
-    if output is not None:
-        save_model(output, stored)
-    put(output or pulled.folder)
+    put(pull(repo, revision, output, open_screen(verbosity), allow_pickle=allow_pickle))

@@ -9,16 +9,16 @@ from ..checkpoint import StoredModel, is_model_folder, pickles, read_model, weig
 from ..checkpoint.layout import check_match, weights_file
 from ..core.files import printable, sha256
 from ..errors import ArgumentError, InputError
-from . import improved_diffusion, lucidrains, pesser, w86763777
+from . import improved_diffusion, pesser, w86763777
 from .format import Content, Options
 
-__all__ = ["Options", "convert", "pickle_in"]
+__all__ = ["Options", "convert"]
 
-FORMATS = (improved_diffusion.FORMAT, pesser.FORMAT, w86763777.FORMAT, lucidrains.FORMAT)
+FORMATS = (improved_diffusion.FORMAT, pesser.FORMAT, w86763777.FORMAT)
 SAFE_SUFFIX = ".safetensors"
 
 
-def convert(path: Path, options: Options, *, unpickle: bool = False) -> StoredModel:
+def convert(path: Path, options: Options, *, allow_pickle: bool = False) -> StoredModel:
     """Read a checkpoint of another project.
 
     What had to be assumed or left out is logged as a warning.
@@ -26,21 +26,19 @@ def convert(path: Path, options: Options, *, unpickle: bool = False) -> StoredMo
     Args:
         path: a file of torch.save or safetensors, or a folder of diffusers' layout.
         options: what the file does not say; see `Options`.
-        unpickle: open the file even if it is a pickle.
+        allow_pickle: open the file even if it is a pickle.
 
     Raises:
         InputError: the file is no checkpoint of a known format, or its network cannot be expressed as ours.
-        ArgumentError: an option was given that says nothing about this format.
+        ArgumentError: an option was given that does not apply to this format.
     """
-    pickled = pickle_in(path)
-    if pickled is not None and not unpickle:
-        raise InputError(
-            f"{printable(pickled)} is a pickle, which is never read unasked; pass unpickle=True to allow it"
-        )
+    pickled = _pickle_in(path)
+    if pickled is not None and not allow_pickle:
+        raise InputError(f"{printable(pickled)} is a pickle, which is only read when you allow it: `allow_pickle=true`")
     return _convert_folder(path, options) if path.is_dir() else _convert_file(path, options)
 
 
-def pickle_in(path: Path) -> Path | None:
+def _pickle_in(path: Path) -> Path | None:
     """The pickle that `convert` would have to open, or None if it needs none.
 
     Raises:
@@ -87,11 +85,11 @@ def _origin(path: Path, project: str) -> str:
 def _check_options(options: Options, what: str, known: frozenset[str]) -> None:
     for name in options.given:
         if name not in known:
-            raise ArgumentError(f"--{name.replace('_', '-')} says nothing about {what}, which needs no such help")
+            raise ArgumentError(f"`{name}` does not apply to {what}; leave it out")
 
 
 def _known() -> str:
-    return ", ".join(form.project for form in FORMATS if form is not lucidrains.FORMAT)
+    return ", ".join(form.project for form in FORMATS)
 
 
 def _account(content: Content) -> str:

@@ -208,27 +208,27 @@ def _warn(content: Content, options: Options, unet: UNetConfig) -> None:
     """Say what was assumed, and what was left out."""
     height, width = unet.size
     assumed = {
-        "size": f"--size {height if height == width else f'{height}x{width}'}",
-        "heads": f"--heads {HEADS}",
-        "schedule": f"--schedule {SCHEDULE}",
-        "timesteps": f"--timesteps {TIMESTEPS}",
+        "size": f"size {height if height == width else f'{height}x{width}'}",
+        "heads": f"heads {HEADS}",
+        "schedule": f"schedule {SCHEDULE}",
+        "timesteps": f"timesteps {TIMESTEPS}",
     }
     given = set(options.given)
     if "head_channels" in given:
         del assumed["heads"]
     if missing := [text for name, text in assumed.items() if name not in given]:
         log.warning(
-            "the file does not say how it was trained; assumed as by default in openai's scripts: %s. If its training "
-            "had other flags, give them: a wrong guess makes poor images, or noise",
-            " ".join(missing),
+            "the file does not say how it was trained; assumed, as openai's scripts do by default: %s. If it was "
+            "trained with other settings, give them: a wrong guess makes poor images, or noise",
+            ", ".join(missing),
         )
     if unet.time_embedding_type == "learned":
         log.warning(
             "t is scaled to 0..1000, as improved-diffusion does by default and guided-diffusion does not; if the model "
-            "is from there, give --no-rescale-timesteps"
+            "is from there, convert it without rescale_timesteps"
         )
     if _provenance(content).average is False:
-        log.warning("these are the weights in training; their moving average, beside it as ema_*.pt, is better")
+        log.warning("these are the raw weights; their EMA, beside them as ema_*.pt, makes better images")
 
 
 def _provenance(content: Content) -> Provenance:

@@ -66,7 +66,7 @@ def _convert(content: Content, options: Options) -> Converted:
     _check_table(where, table, unet)
     weights = finish(where, _without_turns(tensors), unet)
     if key == "net_model":
-        log.warning("the file has no moving average of the weights; these are those in training")
+        log.warning("the file has no EMA of the weights; these are the raw ones")
     return Converted(unet, diffusion, weights, _provenance(content, key))
 
 
