@@ -78,7 +78,8 @@ def test_a_new_sampler_with_settings_of_its_own_is_one_row(
     own = Setting("dimming", 0.25, 0, 2, "How much darker images are."), Setting("eta", 0.5, 0, 2, "Noise.")
     monkeypatch.setitem(SAMPLERS, "toy", Sampler("toy", dimmed, "a toy", steps=3, spacing="trailing", settings=own))
     # The options of a command are made when its module is imported.
-    monkeypatch.delitem(sys.modules, "ddpm_cli.cli.sample", raising=False)
+    monkeypatch.setitem(sys.modules, "ddpm_cli.cli.sample", sys)  # so that what is imported now goes in the end
+    del sys.modules["ddpm_cli.cli.sample"]
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str) -> str:

@@ -513,7 +513,7 @@ def test_a_run_goes_on_with_the_images_it_began_with(
     assert differences(*(read_snapshot(newest(tmp_path / name) or tmp_path) for name in ("whole", "parts"))) == []
     new = ddpm(*command("new", "2"))
     assert new.returncode == 0
-    assert "has changed since it was packed (13 images then); it is packed again" in " ".join(new.stderr.split())
+    assert "has changed since it was packed (13 images then); it was packed again" in " ".join(new.stderr.split())
 
 
 def test_a_dry_run_writes_nothing_into_a_run(ddpm: Ddpm, tmp_path: Path, pictures: Path, tiny_run: Path) -> None:
