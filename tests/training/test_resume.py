@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-import ddpm_cli
 from ddpm_cli.checkpoint import newest, read_snapshot
 from ddpm_cli.cli import run
 from ddpm_cli.core import threads
+from ddpm_cli.training import record
 from ddpm_cli.training.presets import PRESETS
 from helpers.checkpoints import differences
 
@@ -74,10 +74,12 @@ def test_after_a_release_that_changes_a_preset(here: Path, monkeypatch: pytest.M
     train = replace(PRESETS["tiny"].train, lr=0.5, warmup=1, ema=0.1, t_sampling="uniform")
     changed = replace(PRESETS["tiny"], channels=(16, 8), dropout=0.5, variance="fixed-small", train=train)
     monkeypatch.setitem(PRESETS, "tiny", changed)
-    monkeypatch.setattr(ddpm_cli, "__version__", "0.2.0")
+    monkeypatch.setattr(record, "__version__", "0.2.0")
     assert run([*COMMAND, "--preset", "tiny", "--steps", "4"]) == 0
     for part in ("unet", "diffusion", "train"):
         assert config()[part] == before[part]
+    assert step_of() == 4
+    assert config()["version"] == "0.2.0" != before["version"]
     assert run([*COMMAND, "--preset", "small"]) == 2
 
 
