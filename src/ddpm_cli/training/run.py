@@ -88,7 +88,7 @@ def run(
             if world.rank == 0:
                 read_record(folder)  # before a lock is put into a folder that holds something else
                 lock.enter_context(run_lock(folder))
-                check_same_run(folder, config)
+                check_same_run(folder, config)  # under the lock: another process may have begun a run meanwhile
         training = Training(config.unet, config.diffusion, config.train, device, execution)
         past = Provenance()
         with world.together():
