@@ -5,6 +5,7 @@ Each process reads the Hub's address from its environment, as a user's does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from ddpm_cli.checkpoint import read_model
 from ddpm_cli.checkpoint.layout import WEIGHTS
 from ddpm_cli.config import UNetConfig
 from ddpm_cli.hub import cache
-from ddpm_cli.hub.client import LONGEST_WAIT, SILENT_SECONDS, RepoName, parse
+from ddpm_cli.hub.client import RepoName, parse
 from ddpm_cli.network.unet import build
 from helpers.hub import environment, hub_files
 from helpers.hub_server import (
@@ -428,39 +429,49 @@ def test_trouble_that_passes_is_waited_for(
     assert (Path(done.lines[0]) / NESTED).read_bytes() == repository.files[NESTED]
 
 
-def test_trouble_that_does_not_pass_ends_within_a_deadline(
+def test_trouble_that_does_not_pass_ends(
     server: HubServer, repository: Repository, nursery: Nursery, ddpm_env: dict[str, str], tmp_path: Path
 ) -> None:
-    # All at once, since each of them waits: a Hub that is busy, that asks for 30 years, that is silent, that sends a
-    # byte now and then, and that begins the file again and again.
+    # All at once, since each of them waits: a Hub that is busy, that asks for 30 years, and that is silent.
     faults = {
         "busy": ("GET", ABOUT, {"answer": Answer(500, b"{}")}, r"has trouble of its own \(500\)"),
         "slow down": ("GET", ABOUT, {"answer": Answer(429, b"{}", ABSURD)}, r"asks to slow down \(429\)"),
-        "no file": ("HEAD", FILE, {"answer": Answer(429, headers=ABSURD)}, r"asks to slow down \(429\)"),
         "silence": ("GET", ABOUT, {"delay": 30}, "cannot be reached for u/m: no answer in time"),
-        "silent file": ("HEAD", FILE, {"delay": 90}, f"sent nothing new of {NESTED} of u/m for 60 s"),
-        "silent content": ("GET", FILE, {"delay": 90}, f"sent nothing new of {NESTED} of u/m for 60 s"),
-        "trickle": ("GET", FILE, {"trickle": 1.0}, f"sent nothing new of {NESTED} of u/m for 60 s"),
-        "again": ("GET", FILE, {"cut": 100_000, "whole": True}, f"sent nothing new of {NESTED} of u/m for 60 s"),
+        "silent content": ("GET", FILE, {"delay": 90}, "cannot be reached for u/m: no answer in time"),
     }
-    servers, children = [], {}
-    try:
+    with contextlib.ExitStack() as stack:
+        children = {}
         for name, (method, path, fault, _) in faults.items():
-            context = serving()
-            hub = context.__enter__()
-            servers.append(context)
+            hub = stack.enter_context(serving())
             hub.put("u/m", repository.files)
             hub.fail(method, path, times=ALWAYS, **fault)
-            patience = {"HF_HUB_ETAG_TIMEOUT": "20", "HF_HUB_DOWNLOAD_TIMEOUT": "20"}  # more than ours in all its tries
-            env = ddpm_env | environment(hub) | patience | {"HF_HOME": str(tmp_path / name)}
+            env = ddpm_env | environment(hub) | {"HF_HOME": str(tmp_path / name)}
             children[name] = nursery.ddpm("pull", "u/m", env=env, cwd=tmp_path)
         for name, child in children.items():
-            assert child.wait(SILENT_SECONDS + 6 * (2 + LONGEST_WAIT + 1) + 30) == 4, (name, child.stderr)
+            assert child.wait(60) == 4, (name, child.stderr)
             line = child.stderr.splitlines()[-1]
             assert re.search(faults[name][3], line), line
-    finally:
-        for context in servers:
-            context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"), [("GET", {"delay": 90}), ("HEAD", {"answer": Answer(429, headers=ABSURD)})]
+)
+def test_an_interrupt_does_not_wait_for_a_hub_that_does_not_answer(
+    server: HubServer,
+    repository: Repository,
+    nursery: Nursery,
+    ddpm_env: dict[str, str],
+    tmp_path: Path,
+    method: str,
+    fault: dict[str, Any],
+) -> None:
+    server.fail(method, FILE, times=ALWAYS, **fault)
+    env = ddpm_env | environment(server) | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    child = nursery.ddpm("pull", "u/m", env=env, cwd=tmp_path)
+    wait_until(lambda: any(path.endswith(NESTED) for _, path in server.requests), "a request for the weights")
+    time.sleep(0.5)
+    child.kill(signal.SIGINT)
+    assert child.wait(20) == 130
 
 
 def test_a_name_that_cannot_be_resolved(call: Call, repository: Repository) -> None:
@@ -572,20 +583,7 @@ def test_a_file_that_does_not_end_where_it_should(call: Call, server: HubServer,
     server.fail("GET", FILE, times=ALWAYS, answer=endless)
     done = call("pull", "u/m")
     assert done.returncode == 4
-    assert f"does not end where it should, after {size:,} bytes" in done.stderr
-
-
-def test_what_interrupted_downloads_left_is_removed_once_it_is_old(
-    call: Call, server: HubServer, repository: Repository, tmp_path: Path
-) -> None:
-    blobs = tmp_path / "hf-home" / "hub" / "models--u--m" / "blobs"
-    blobs.mkdir(parents=True)
-    for name, age in (("old.0123abcd", 2 * 86400), ("young.0123abcd", 3600), ("of an earlier client", 2 * 86400)):
-        (blobs / f"{name}.incomplete").write_bytes(b"0")
-        os.utime(blobs / f"{name}.incomplete", (time.time() - age,) * 2)
-    assert call("pull", "u/m").returncode == 0
-    left = {path.name for path in blobs.glob("*.incomplete")}
-    assert left == {"young.0123abcd.incomplete", "of an earlier client.incomplete"}
+    assert f"{NESTED} is longer than the Hub lists" in done.stderr
 
 
 # --- content that is not what it should be ----------------------------------------------------------------------------

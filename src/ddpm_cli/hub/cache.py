@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from .client import RepoName
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 _BLOCK = 2**20
-_LEFT_BEHIND_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -151,17 +149,6 @@ def keep(name: RepoName, place: Path, write: Callable[[Path], None]) -> None:
         finally:
             staged.unlink(missing_ok=True)
             link.unlink(missing_ok=True)
-
-
-def remove_leftovers(name: RepoName) -> None:
-    """Remove what interrupted downloads left long ago: the client begins each under a name of its own.
-
-    Earlier ones had one name for each content, and could go on with it; those stay.
-    """
-    for leftover in contents_of(name).glob("*.*.incomplete"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND_SECONDS:
-                leftover.unlink()
 
 
 def remember(name: RepoName, revision: str, commit: str) -> None:

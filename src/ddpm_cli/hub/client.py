@@ -1,4 +1,4 @@
-"""The Hub's client: who is asked for what, an end to all waiting, and one sentence for each way in which it fails."""
+"""The Hub's client: names of repositories, the settings of huggingface_hub, and one sentence for each of its errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from ..core.files import disk_errors, is_of_the_disk, printable
 from ..errors import ArgumentError, DdpmError, HubError
 
-REQUEST_SECONDS = 10.0  # without an answer to a question
-SILENT_SECONDS = 60.0  # without a sign of life from a download, or an answer to a commit
-LONGEST_WAIT = 8  # seconds, whatever a server asks for; the client tries six times
+REQUEST_SECONDS = float(constants.HF_HUB_ETAG_TIMEOUT)  # the client's own limit for the answer to a question, 10 s
+ANSWER_SECONDS = 60.0  # for the answer to a commit, and to all that the client sets no limit for
 
 _CHUNK_BYTES = 2**16  # how much of a file is said to have come at a time; the client's own 10 MiB can take minutes
 
@@ -94,7 +93,7 @@ def require(spec: str, revision: str | None = None) -> RepoName:
 
 @functools.cache
 def api() -> huggingface_hub.HfApi:
-    """The client, which from then on waits for nothing longer than it should, in this whole process.
+    """The client, with our settings for this whole process.
 
     Raises:
         HubError: HF_ENDPOINT, the token or the proxy is of no use.
@@ -114,7 +113,7 @@ def api() -> huggingface_hub.HfApi:
         raise HubError(f"the proxy that the environment names is of no use: {printable(str(error))[:200]}") from error
     hooks = {"request": base.event_hooks["request"], "response": [*base.event_hooks["response"], _guard]}
     client: Any = type(base)
-    huggingface_hub.set_client_factory(lambda: client(event_hooks=hooks, follow_redirects=True, timeout=SILENT_SECONDS))
+    huggingface_hub.set_client_factory(lambda: client(event_hooks=hooks, follow_redirects=True, timeout=ANSWER_SECONDS))
     return huggingface_hub.HfApi(library_name="ddpm")
 
 
@@ -140,12 +139,15 @@ def hub_errors(name: RepoName | str) -> Iterator[None]:
 
 
 def patiently(name: RepoName | str, ask: Callable[[], T]) -> T:
-    """What the Hub answers, asked again a little later where it says that it cannot answer now."""
+    """What the Hub answers, asked again a little later where it says at once that it cannot answer now."""
     for wait in WAITS:
+        began = time.monotonic()
         try:
             with hub_errors(name):
                 return ask()
         except BusyError:
+            if time.monotonic() - began > REQUEST_SECONDS:  # the client was patient itself
+                raise
             time.sleep(wait)
     with hub_errors(name):
         return ask()
@@ -221,16 +223,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _guard(response: Any) -> None:
-    """See each answer before the client does: no long waiting, and no name that would lead out of the cache."""
-    for header in ("ratelimit", "ratelimit-policy"):
-        response.headers.pop(header, None)
-    wait = response.headers.get("retry-after")
-    if wait is not None and wait not in map(str, range(LONGEST_WAIT)):
-        response.headers["retry-after"] = str(LONGEST_WAIT)
-    for header in ("etag", "x-linked-etag") if response.request.method == "HEAD" else ():  # which become names of files
+    """Refuse an answer whose headers, which the client makes names of files of, would lead out of its cache."""
+    for header in ("etag", "x-linked-etag") if response.request.method == "HEAD" else ():
         etag = response.headers.get(header)
         if etag is not None and not _ETAG.fullmatch(etag.removeprefix("W/").strip('"')):
             raise HubError(f"{host()} sends an ETag that is none: {printable(etag)[:80]}")
     commit, asked = response.headers.get("x-repo-commit"), _RESOLVED.search(response.request.url.path)
-    if commit is not None and asked and commit != asked[1]:  # it becomes a name as well
+    if commit is not None and asked and commit != asked[1]:
         raise HubError(f"{host()} sends a file of commit {printable(commit)[:80]} where {asked[1]} was asked for")

@@ -14,7 +14,7 @@ from ..checkpoint import MAX_JSON_BYTES, NOTES, PICKLED_WEIGHTS, WEIGHTS, larges
 from ..core.files import printable
 from ..core.progress import Stage, finished
 from ..errors import HubError, InputError
-from .cache import DIGEST, Pulled, check_content, found, keep, path_of, remember, remove_leftovers
+from .cache import DIGEST, Pulled, check_content, found, keep, path_of, remember
 from .client import REQUEST_SECONDS, RepoName, UnreachableError, api, host, patiently
 from .transfer import RemoteFile, fetch_file
 
@@ -116,7 +116,6 @@ def _fetch(
         yield from fetch_file(name, commit, weights)
         if weights.path.endswith(PICKLED_WEIGHTS):
             keep(name, weights_file(pulled.folder).with_name(WEIGHTS), partial(write_unpickled, pulled.folder))
-    remove_leftovers(name)
     revision = name.revision or constants.DEFAULT_REVISION
     if revision != commit and found(name, revision) != pulled:
         remember(name, revision, commit)
