@@ -22,6 +22,8 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 LARGE = (".safetensors", ".bin", ".pt", ".png")  # kept outside git, with a SHA-256
 
 
@@ -227,8 +229,8 @@ class HubServer:
             return found
         files = [{"rfilename": path} for path in found.files]
         about = {"id": repo, "modelId": repo, "sha": found.commit, "private": found.private, "tags": []}
-        stated = re.findall(r"(?m)^(license\w*): (.*)$", found.files.get("README.md", b"").decode())
-        page = {field: json.loads(value) for field, value in stated}
+        front = found.files.get("README.md", b"").decode().split("---\n")
+        page = yaml.safe_load(front[1]) if len(front) > 2 else {}
         return as_json({**about, "downloads": 0, "likes": 0, "siblings": files, "cardData": page})
 
     def _paths(self, request: Request, repo: str, revision: str) -> Answer:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from ddpm_cli.checkpoint import read_model
 from ddpm_cli.checkpoint.layout import WEIGHTS
@@ -668,7 +669,10 @@ def test_a_dry_run_shows_the_page_and_publishes_nothing(
     page = done.stdout.decode()
     for text in ("# digits\n", "8x8, grey", "7 steps", "3.2500 ± 0.0100", "ddpm sample -m me/digits", "DDPMPipeline"):
         assert text in page
-    assert "license" not in page.split("---")[1]  # which is its owner's to choose
+    front = yaml.safe_load(page.split("---\n")[1])
+    assert "license" not in front  # which is its owner's to choose
+    (result,) = front["model-index"][0]["results"]  # where the Hub looks for metrics
+    assert (result["dataset"]["name"], result["metrics"][0]["value"]) == ("100 images", 3.25)
     assert re.search(r"unet/diffusion_pytorch_model.safetensors +\d+ KiB", done.stderr)
 
 
@@ -744,7 +748,8 @@ def test_a_licence_that_was_chosen_stays(call: Call, server: HubServer, tiny_run
     files["README.md"] = files["README.md"].replace(b"\ntags:", b"\n" + chosen.encode() + b"tags:", 1)
     assert call("push", tiny_run, "me/m", env=TOKEN).returncode == 0
     page = files["README.md"].decode()
-    assert f"\n{chosen}" in page.split("---")[1]
+    front = yaml.safe_load(page.split("---\n")[1])
+    assert (front["license"], front["license_name"]) == (["mit", "cc-by-4.0"], "ours \U0001f389")
     assert "Not stated yet" not in page
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, constants, get_token
+from huggingface_hub import CommitOperationAdd, EvalResult, ModelCard, ModelCardData, constants, get_token
 
 from ..errors import HubError
 from .client import REQUEST_SECONDS, RepoName, api, host, hub_errors, patiently
 
+_TASK = "unconditional-image-generation"
 _LICENCE = ("license", "license_name", "license_link")
 
 
@@ -37,6 +38,39 @@ class Page:
 
     private: bool
     licence: Mapping[str, str | list[str]]
+
+
+@dataclass(frozen=True)
+class FrontMatter:
+    """What the Hub reads of a model's page, for its search and for the metrics that it shows.
+
+    Args:
+        name: of the model.
+        library: that loads it; None if none does.
+        licence: as of `Page`.
+        bits_per_dim: the variational bound, and the images that it was measured on.
+    """
+
+    name: str
+    library: str | None
+    licence: Mapping[str, str | list[str]]
+    bits_per_dim: tuple[float, str] | None
+
+    def above(self, text: str) -> str:
+        """A page, README.md, with this front matter above its text."""
+        results = []
+        if self.bits_per_dim:
+            value, images = self.bits_per_dim
+            results = [EvalResult(_TASK, "images", images, "bits_per_dim", value, metric_name="bits/dim")]
+        data = ModelCardData(
+            model_name=self.name,
+            library_name=self.library,
+            pipeline_tag=_TASK,
+            tags=["ddpm", "diffusion", _TASK],
+            eval_results=results or None,
+            **self.licence,  # type: ignore[arg-type]
+        )
+        return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
 
 def page_of(name: RepoName) -> Page | None:

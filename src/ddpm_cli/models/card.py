@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
+from .. import hub
 from ..checkpoint import StoredModel, diffusers_samples, read_json
 from ..config import T_SAMPLINGS
 from ..core.files import printable
@@ -112,17 +112,13 @@ def card(
         licence: its owner's choice, as fields of the front matter.
     """
     name = repo.partition("/")[2]
-    tags = ["ddpm", "diffusion", "unconditional-image-generation"]
+    front = hub.FrontMatter(
+        name=name,
+        library="diffusers" if diffusers_samples(stored.diffusion) else None,
+        licence=licence,
+        bits_per_dim=(measured.bits_per_dim, f"{measured.images:,} images") if measured else None,
+    )
     lines = [
-        "---",
-        *(["library_name: diffusers"] if diffusers_samples(stored.diffusion) else []),
-        "pipeline_tag: unconditional-image-generation",
-        "tags:",
-        *(f"- {tag}" for tag in tags),
-        # What JSON writes of strings and lists is YAML.
-        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in licence.items()),
-        "---",
-        "",
         f"# {name}",
         "",
         "A Denoising Diffusion Probabilistic Model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239)), "
@@ -153,7 +149,7 @@ def card(
         else "Not stated yet. Whoever published this model may add a `license:` to the front matter of this page.",
         "",
     ]
-    return "\n".join(lines)
+    return front.above("\n".join(lines))
 
 
 def _facts(stored: StoredModel, run: RunFacts | None, measured: ReportedBound | None) -> list[tuple[str, str]]:
