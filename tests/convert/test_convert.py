@@ -401,7 +401,7 @@ def test_a_round_trip_through_the_program(ddpm: Ddpm, tmp_path: Path) -> None:
     assert first.startswith("warning: t is scaled to 0..1000")
     assert second.startswith("ema_0.9999_001000.pt of improved-diffusion or guided-diffusion, sha256 ")
     assert second.endswith(", step 1000, EMA weights")
-    assert third.startswith("8x16x3, 0.3 M parameters: 32, 32 channels, 1 block a level, attention at 4x8; T = 200 ")
+    assert third.startswith("8x16x3, 0.3 M parameters, trained for 1,000 steps; T = 200, cosine schedule, ")
     done = ddpm("sample", "-m", "out", "-n", "2", "--sampler", "ddim", "--steps", "3", "-o", "x.npy")
     assert done.returncode == 0, done.stderr
     model = load(str(tmp_path / "out"), device="cpu", precision="fp32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,12 +21,12 @@ from helpers.process import Ddpm
 def test_a_run_and_its_manifest(ddpm: Ddpm, tiny_run: Path) -> None:
     done = ddpm("info", tiny_run)
     assert done.returncode == 0, done.stderr
-    rows = {line[:11].strip(): line[11:] for line in done.lines if line[:11].strip()}
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in done.lines)
     assert rows["model"] == str(tiny_run)
     assert rows["images"] == "8x8, grey"
-    assert rows["network"].startswith("44,969 parameters; ")
-    assert rows["trained"] == "7 steps"
-    assert rows["weights"] == "a moving average, says its ddpm.json"
+    assert rows["parameters"] == "44,969"
+    assert rows["trained for"] == "7 steps"
+    assert rows["weights"] == "EMA, says its ddpm.json"
     assert rows["files"].endswith("all agree with MANIFEST.json")
     assert "origin" not in rows
 
@@ -62,12 +63,12 @@ def test_what_was_published_is_compared_with(ddpm: Ddpm, tmp_path: Path) -> None
         done = ddpm("info", "google/ddpm-cifar10-32", "--verify", env=env)
         assert done.returncode == 3
         assert "NOT as published: largest difference" in done.stdout.decode()
-        assert "not known whether they are a moving average" in done.stdout.decode()
+        assert "not known whether they are the EMA" in done.stdout.decode()
         assert "is not the network that was published" in done.stderr
         unasked = ddpm("info", "google/ddpm-cifar10-32", "--json", env=env)
         assert "warning: these seem to be the raw weights" in unasked.stderr
         data = json.loads(unasked.stdout)
-        assert data["weights"].startswith("the raw weights, by its name")
+        assert data["weights"].startswith("raw, by its name")
         assert data["checked"] == "all agree with the digests that the Hub lists"
         assert data["origin"].startswith("google/ddpm-cifar10-32@")
         assert data["parameters"] == 35_746_307

@@ -205,7 +205,8 @@ def test_a_loaded_model_neither_trains_nor_drops_out(tmp_path: Path) -> None:
 def test_description(run: Path, colour: ddpm.Model) -> None:
     parameters = sum(p.numel() for p in UNET.parameters()) / 1e6
     assert load(run).describe() == (
-        f"8x8x1, {parameters:.1f} M parameters, trained for 12 steps; T = 20 linear, eps, fixed-large; cpu, fp32"
+        f"8x8x1, {parameters:.1f} M parameters, trained for 12 steps; "
+        f"T = 20, linear schedule (beta 0.0001 to 0.3), predicts eps, fixed-large variance; cpu, fp32"
     )
     assert colour.shape == (3, 4, 8)
     assert colour.describe().startswith("4x8x3, ")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from .. import convert
 from ..checkpoint import StoredModel, check_new, save_model
-from ..network.unet import parameter_count
-from ..ui.console import Screen, plural
+from ..models.facts import facts
+from ..ui.console import Screen
 
 
 def convert_model(source: Path, output: Path, options: convert.Options, screen: Screen, *, allow_pickle: bool) -> None:
@@ -20,18 +20,9 @@ def convert_model(source: Path, output: Path, options: convert.Options, screen: 
 
 def _describe(model: StoredModel) -> str:
     """What it was and what it is, for people."""
-    unet, diffusion, past = model.unet, model.diffusion, model.provenance
-    height, width = unet.size
-    attention = [
-        f"{height >> level}x{width >> level}"
-        for level, block in enumerate(unet.down_block_types)
-        if block == "AttnDownBlock2D"
-    ]
-    average = {True: ", EMA weights", False: ", raw weights", None: ""}[past.average]
+    about = facts(model.unet, model.diffusion, model.provenance)
+    step = f", step {model.provenance.step}" if about.trained else ""
     return (
-        f"{past.origin}{'' if past.step is None else f', step {past.step}'}{average}\n"
-        f"{height}x{width}x{unet.in_channels}, {parameter_count(unet) / 1e6:.1f} M parameters: "
-        f"{', '.join(map(str, unet.block_out_channels))} channels, {plural(unet.layers_per_block, 'block')} a level, "
-        f"attention at {' and '.join(attention) or 'the bottom only'}; "
-        f"T = {diffusion.timesteps} {diffusion.schedule}, {diffusion.predict}, {diffusion.variance}"
+        f"{about.origin}{step}{f', {about.weights} weights' if about.weights else ''}\n"
+        f"{about.line()}; {about.network}; attention {about.attention}"
     )

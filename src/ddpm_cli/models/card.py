@@ -13,9 +13,8 @@ from .. import hub
 from ..checkpoint import StoredModel, diffusers_samples, read_json
 from ..config import T_SAMPLINGS
 from ..core.files import printable
-from ..core.pixels import COLOURS
 from ..errors import InputError
-from ..network.unet import parameter_count
+from .facts import facts
 
 PICTURE = "samples.png"
 
@@ -55,11 +54,10 @@ class RunFacts:
             return cls(
                 images=int(config["data"]["shape"][0]),
                 settings=(
-                    ("loss", f"L_{train['loss']}"),
                     ("batch", f"{train['batch_size']:d} images, {flips}"),
                     ("t", T_SAMPLINGS[train.get("t_sampling", "uniform")]),
                     ("learning rate", f"{train['lr']:g} after {train['warmup']:d} steps of warm-up, Adam"),
-                    ("moving average", average),
+                    ("EMA", average),
                     ("gradient clipped at", f"{train['grad_clip']:g}"),
                     ("precision", str(train["precision"])),
                 ),
@@ -153,22 +151,15 @@ def card(
 
 
 def _facts(stored: StoredModel, run: RunFacts | None, measured: ReportedBound | None) -> list[tuple[str, str]]:
-    unet, d, past = stored.unet, stored.diffusion, stored.provenance
-    height, width = unet.size
-    facts = [
-        ("images", f"{height}x{width}, {COLOURS[unet.in_channels]}"),
-        ("network", f"U-Net, channels {', '.join(map(str, unet.block_out_channels))}"),
-        ("parameters", f"{parameter_count(unet):,}"),
-        ("diffusion", f"T = {d.timesteps}, {d.schedule} schedule, predicts {d.predict}, {d.variance} variance"),
-        ("trained for", None if past.step is None else f"{past.step:,} steps"),
+    about = facts(stored.unet, stored.diffusion, stored.provenance)
+    rows = [
+        *about.rows(),
+        ("weights", about.weights),
         ("trained on", run and f"{run.images:,} images"),
-        ("started from", past.start),
-        ("origin", past.origin),
-        ("weights", {True: "moving average", False: "raw", None: None}[past.average]),
         *(run.settings if run else ()),
         ("bits/dim", measured and _bits(measured)),
     ]
-    return [(key, _MARKUP.sub(r"\\\1", printable(value))) for key, value in facts if value]
+    return [(key, _MARKUP.sub(r"\\\1", printable(value))) for key, value in rows if value]
 
 
 def _bits(measured: ReportedBound) -> str:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..checkpoint import MANIFEST, StoredModel, verify
-from ..core.pixels import COLOURS
 from ..network.unet import flops, parameter_count
+from .facts import facts
 from .model import ready
 from .published import PUBLISHED, TOLERANCE, Published, difference
 
@@ -67,27 +67,12 @@ class Info:
 
     def to_rows(self) -> list[tuple[str, str]]:
         """Names and values for people."""
-        stored, unet, d, past = self.stored, self.stored.unet, self.stored.diffusion, self.stored.provenance
-        height, width = unet.size
-        attention = [str(c) for c, b in zip(unet.block_out_channels, unet.down_block_types, strict=True) if "Attn" in b]
-        blocks = f"{unet.layers_per_block} block{'s' if unet.layers_per_block > 1 else ''}"
-        betas = f"beta {d.beta_start:g} to {d.beta_end:g}" if d.schedule == "linear" else ""
+        stored = self.stored
         rows = [
             ("model", stored.source),
             ("folder", str(stored.folder)),
-            ("images", f"{height}x{width}, {COLOURS[unet.in_channels]}"),
-            ("network", f"{self.parameters:,} parameters; {self.flops / 1e9:.2f} GFLOP an image"),
-            (
-                "",
-                f"channels {', '.join(map(str, unet.block_out_channels))}; {blocks} a level",
-            ),
-            ("", f"attention at {' and '.join([*(f'{c} channels' for c in attention), 'the middle'])}"),
-            ("diffusion", ", ".join(filter(None, [f"T = {d.timesteps} {d.schedule}", betas, f"predicts {d.predict}"]))),
-            ("", f"{d.variance}, x_0 {'' if d.clip else 'not '}clipped"),
-            ("trained", "not known" if past.step is None else f"{past.step:,} steps"),
-            ("loss", past.loss and f"L_{past.loss}"),
-            ("started", past.start),
-            ("origin", past.origin),
+            *facts(stored.unet, stored.diffusion, stored.provenance).rows(),
+            ("cost", f"{self.flops / 1e9:.2f} GFLOP an image, one forward pass"),
             ("weights", self.weights),
             ("files", f"{self.files:,} bytes; {self.checked}"),
         ]
@@ -132,8 +117,8 @@ def _weights(stored: StoredModel, published: Published | None) -> str:
     if average is None and published:
         average, how = published.average, "by its name, and what is known of it"
     if average is None:
-        return "not known whether they are a moving average: its files do not say"
-    return f"{'a moving average' if average else 'the raw weights'}, {how}"
+        return "not known whether they are the EMA: its files do not say"
+    return f"{'EMA' if average else 'raw'}, {how}"
 
 
 def _checked(stored: StoredModel) -> str:

@@ -29,6 +29,7 @@ from ..network.unet import build
 from ..sampling import generate
 from ..sampling.generate import Start
 from ..sampling.settings import Sampling
+from .facts import facts
 
 if TYPE_CHECKING:
     from ..hub import Pulled
@@ -63,15 +64,8 @@ class Model:
 
     def describe(self) -> str:
         """One line for people: images, parameters, training, diffusion, machine."""
-        C, H, W = self.shape
-        parameters = sum(p.numel() for p in self.denoiser.unet.parameters())
-        step = self.provenance.step
-        trained = "" if step is None else f", trained for {step} steps"
-        c = self.diffusion_config
-        return (
-            f"{H}x{W}x{C}, {parameters / 1e6:.1f} M parameters{trained}; "
-            f"T = {c.timesteps} {c.schedule}, {c.predict}, {c.variance}; {self.device}, {self.denoiser.precision}"
-        )
+        about = facts(self.unet_config, self.diffusion_config, self.provenance)
+        return f"{about.line()}; {self.device}, {self.denoiser.precision}"
 
     @torch.inference_mode()
     def eps(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -292,6 +286,4 @@ def _read_run(folder: Path, spec: str) -> StoredModel:
         except InputError:
             if checkpoint.exists():
                 raise
-    raise InputError(
-        f"{printable(folder)} has no checkpoint yet; resume its training, or name another `model`"
-    )
+    raise InputError(f"{printable(folder)} has no checkpoint yet; resume its training, or name another `model`")
