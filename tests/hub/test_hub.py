@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import re
@@ -26,8 +27,10 @@ import yaml
 from ddpm_cli.checkpoint import read_model
 from ddpm_cli.checkpoint.layout import WEIGHTS
 from ddpm_cli.config import UNetConfig
+from ddpm_cli.errors import InputError
 from ddpm_cli.hub import cache
 from ddpm_cli.hub.client import RepoName, parse
+from ddpm_cli.models.card import ReportedBound
 from ddpm_cli.network.unet import build
 from helpers.hub import environment, hub_files
 from helpers.hub_server import (
@@ -723,22 +726,17 @@ def test_what_is_to_be_private_is_not_pushed_where_all_can_see_it(
     assert call("push", tiny_run, "me/m", "--private", env=TOKEN).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        '{"bits_per_dim": 1e999, "stderr": null, "images": 3}',
-        '{"bits_per_dim": "3", "stderr": null, "images": 3}',
-        '{"bits_per_dim": 3.0, "stderr": true, "images": 3}',
-        '{"bits_per_dim": 3.0, "stderr": 0.1, "images": -3}',
-        '{"bits_per_dim": 3.0, "stderr": 0.1, "images": 3.5}',
-        '{"bits_per_dim": 3.0, "stderr": 0.1, "images": true}',
-        '{"bits_per_dim": 3.0, "stderr": -0.1, "images": 3}',
-        f'{{"bits_per_dim": {10**400}, "stderr": 0.1, "images": 3}}',
-    ],
-)
-def test_bits_per_dim_that_cannot_be_are_refused(call: Call, tiny_run: Path, tmp_path: Path, data: str) -> None:
-    (tmp_path / "bpd.json").write_text(data)
-    assert call("push", tiny_run, "me/m", "--dry-run", "--bpd", "bpd.json").returncode == 3
+def test_bits_per_dim_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    right = {"bits_per_dim": 3.0, "stderr": 0.1, "images": 3}
+    path = tmp_path / "bpd.json"
+    path.write_text(json.dumps(right))
+    assert ReportedBound.read(path) == ReportedBound(3.0, 0.1, 3)
+    wrong: list[tuple[str, object]] = [("bits_per_dim", value) for value in (math.inf, "3", 10**400)]
+    wrong += [("stderr", True), ("stderr", -0.1), ("images", -3), ("images", 3.5), ("images", True)]
+    for field, value in wrong:
+        path.write_text(json.dumps(right | {field: value}))
+        with pytest.raises(InputError):
+            ReportedBound.read(path)
 
 
 def test_a_licence_that_was_chosen_stays(call: Call, server: HubServer, tiny_run: Path) -> None:

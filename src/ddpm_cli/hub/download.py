@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Generator
-from dataclasses import replace
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
-from huggingface_hub import RepoFile, constants
+from huggingface_hub import RepoFile, constants, hf_hub_download
+from huggingface_hub.utils.tqdm import tqdm
 
 from ..checkpoint import MAX_JSON_BYTES, NOTES, PICKLED_WEIGHTS, WEIGHTS, largest_weights, weights_file, write_unpickled
 from ..core.files import printable
 from ..core.progress import Stage, finished
 from ..errors import HubError, InputError
-from .cache import DIGEST, Pulled, check_content, found, keep, path_of, remember
+from .cache import DIGEST, Pulled, agrees, check_content, found, keep, path_of, place_of, remember, remove
 from .client import REQUEST_SECONDS, RepoName, UnreachableError, api, host, patiently
-from .transfer import RemoteFile, fetch_file
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,22 @@ _FLAT = ("config.json", "scheduler_config.json")
 _NESTED = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
 _WANTED = (*_FLAT, *_NESTED, NOTES, WEIGHTS, PICKLED_WEIGHTS, f"unet/{WEIGHTS}", f"unet/{PICKLED_WEIGHTS}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_LOOK_SECONDS = 0.1
+_FAREWELL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class _RemoteFile:
+    """A file as the Hub lists it.
+
+    Args:
+        path: in the repository; one of ours, never made up by a server.
+        digest: SHA-256 of its content, or git's SHA-1 where the Hub keeps it in git.
+    """
+
+    path: str
+    size: int
+    digest: str
 
 
 def fetch(name: RepoName, *, pickles: bool = False) -> Stage[Pulled]:
@@ -54,7 +73,7 @@ def fetch(name: RepoName, *, pickles: bool = False) -> Stage[Pulled]:
     return Stage(label, missing, _fetch(name, commit, documents, weights), in_bytes=True)
 
 
-def _listed(name: RepoName) -> tuple[str, dict[str, RemoteFile]]:
+def _listed(name: RepoName) -> tuple[str, dict[str, _RemoteFile]]:
     """The commit that a revision stands for, and those of its files that a model may have."""
     commit = str(api().model_info(name.repo, revision=name.revision, timeout=REQUEST_SECONDS).sha)
     if not _COMMIT.fullmatch(commit):
@@ -65,11 +84,11 @@ def _listed(name: RepoName) -> tuple[str, dict[str, RemoteFile]]:
             digest = info.lfs.sha256 if info.lfs else info.blob_id
             if not DIGEST.fullmatch(digest) or info.size < 0:
                 raise HubError(f"{host()} lists {info.path} of {name} with a digest or size that is none")
-            files[info.path] = RemoteFile(info.path, info.size, digest)
+            files[info.path] = _RemoteFile(info.path, info.size, digest)
     return commit, files
 
 
-def _documents(name: RepoName, files: dict[str, RemoteFile]) -> list[RemoteFile]:
+def _documents(name: RepoName, files: dict[str, _RemoteFile]) -> list[_RemoteFile]:
     """The configurations, of the nested or else the flat layout."""
     names = _NESTED if "unet/config.json" in files else _FLAT
     if not {"unet/config.json", "config.json"} & files.keys():
@@ -81,7 +100,7 @@ def _documents(name: RepoName, files: dict[str, RemoteFile]) -> list[RemoteFile]
     return documents
 
 
-def _weights(name: RepoName, commit: str, files: dict[str, RemoteFile], pickles: bool) -> RemoteFile | None:
+def _weights(name: RepoName, commit: str, files: dict[str, _RemoteFile], pickles: bool) -> _RemoteFile | None:
     """The weights; None if they were made of a pickle before, and lie in the cache."""
     folder = "unet/" if "unet/config.json" in files else ""
     weights = files.get(folder + WEIGHTS)
@@ -101,10 +120,10 @@ def _weights(name: RepoName, commit: str, files: dict[str, RemoteFile], pickles:
 
 
 def _fetch(
-    name: RepoName, commit: str, documents: list[RemoteFile], weights: RemoteFile | None
+    name: RepoName, commit: str, documents: list[_RemoteFile], weights: _RemoteFile | None
 ) -> Generator[int, None, Pulled]:
     for file in documents:
-        yield from fetch_file(name, commit, file)
+        yield from _fetch_file(name, commit, file)
     pulled = found(name, commit)
     if pulled is None:
         raise HubError(f"{name}: its configuration vanished from the cache while it was read; try again")
@@ -113,7 +132,7 @@ def _fetch(
         limit = largest_weights(pulled.folder)
         if weights.size > limit:
             raise InputError(f"{name}: {weights.path} has {weights.size:,} bytes; its network has at most {limit:,}")
-        yield from fetch_file(name, commit, weights)
+        yield from _fetch_file(name, commit, weights)
         if weights.path.endswith(PICKLED_WEIGHTS):
             keep(name, weights_file(pulled.folder).with_name(WEIGHTS), partial(write_unpickled, pulled.folder))
     revision = name.revision or constants.DEFAULT_REVISION
@@ -134,3 +153,98 @@ def _cached(name: RepoName) -> Pulled | None:
     if unknown:
         return replace(pulled, checked=f"not compared, as the cache has no digest of them: {', '.join(unknown)}")
     return replace(pulled, checked="all agree with the digests that they were stored under")
+
+
+def _fetch_file(name: RepoName, commit: str, file: _RemoteFile) -> Iterator[int]:
+    """Fetch a file unless the cache has it, and compare it with its digest; yields bytes as they come.
+
+    A damaged file is fetched once more, which is not counted.
+
+    Raises:
+        HubError: it cannot be had, or arrived damaged twice.
+    """
+    place = place_of(name, commit, file.path)
+    if path_of(name, commit, file.path) is None:
+        yield from _download(name, commit, file)
+    if agrees(place, file.digest):
+        return
+    if not (place.is_symlink() and place.is_file()):  # else the client puts another content behind the link
+        place.unlink(missing_ok=True)
+    for _ in _download(name, commit, file, again=True):
+        yield 0
+    if not agrees(place, file.digest):
+        remove(name, place)  # before anyone takes it for whole
+        raise HubError(
+            f"{name}: {file.path} arrived damaged twice: its content is not what the Hub lists; try again later"
+        )
+
+
+def _download(name: RepoName, commit: str, file: _RemoteFile, *, again: bool = False) -> Iterator[int]:
+    """The client's download, in a thread that no exit waits for; yields bytes as they come.
+
+    `snapshot_download` would start threads of its own, for which Python waits at its end: an interrupt would take as
+    long as the Hub is silent.
+    """
+    progress, future, told = _Progress(name, file), Future[str](), 0
+
+    def download() -> str:
+        return hf_hub_download(
+            name.repo,
+            file.path,
+            revision=commit,
+            library_name="ddpm",
+            force_download=again,
+            tqdm_class=progress.bar(),
+        )
+
+    def work() -> None:
+        try:
+            future.set_result(patiently(name, download))
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="ddpm-download")
+    thread.start()
+    try:
+        while not future.done():
+            wait([future], _LOOK_SECONDS)
+            if progress.written > told:
+                yield progress.written - told
+                told = progress.written
+        future.result()
+        yield file.size - told
+    finally:
+        progress.left = True
+        thread.join(_FAREWELL_SECONDS)  # time to remove what it has of a file
+
+
+@dataclass
+class _Progress:
+    """What the client's bars say of a download; they end it when nobody listens any more, or it has no end."""
+
+    name: RepoName
+    file: _RemoteFile
+    written: int = 0
+    left: bool = False
+
+    def bar(self) -> type[tqdm]:
+        """A class for bars that draw nothing."""
+        progress = self
+
+        class Bar(tqdm):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                # Where the client unpacks what comes, another bar counts what comes over the network.
+                self._counts = not str(kwargs.get("name")).endswith(".transfer")
+                self._written = 0
+                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+            def update(self, n: float | None = 1) -> None:
+                if progress.left:
+                    raise InterruptedError
+                if self._counts:
+                    self._written += int(n or 0)
+                    if self._written > progress.file.size:
+                        raise HubError(f"{progress.name}: {progress.file.path} is longer than the Hub lists")
+                    progress.written = max(progress.written, self._written)
+
+        return Bar

@@ -214,7 +214,7 @@ def builtin_folder() -> Path:
 def find(spec: str) -> Stage[StoredModel]:
     """Find the model that a user names, to be read when the stage is run.
 
-    Of a run that is the moving average in its newest whole checkpoint. What is here wins over a repository of the Hub.
+    Of a run, these are the EMA weights of its newest whole checkpoint. What is here wins over a repository of the Hub.
 
     Raises:
         InputError: it is not there, is no model, or is damaged.

@@ -21,7 +21,7 @@ class Published:
     """One of them.
 
     Args:
-        average: whether its weights are the moving average.
+        average: whether its weights are the EMA.
         outputs: its first outputs in the first row of the first channel, for x ~ N(0, I) of torch's seed 0 and t = 10.
         remark: what a user should know; empty if nothing.
     """
@@ -32,8 +32,8 @@ class Published:
 
 
 _RAW_CIFAR10 = (
-    "these seem to be the raw weights and not their moving average: with them the reproduced FID on CIFAR-10 is about "
-    "12, with the average 3.2"
+    "these seem to be the raw weights and not their EMA: with them the reproduced FID on CIFAR-10 is about "
+    "12, with the EMA 3.2"
 )
 # fmt: off
 PUBLISHED = {
