@@ -225,19 +225,18 @@ def grid_shape(n: int) -> tuple[int, int]:
     return math.ceil(n / columns), columns
 
 
-def grid(images: P, rows: int, columns: int, *, scale: int = 1, gap: int = 2, column_gap: int | None = None) -> P:
+def grid(images: P, rows: int, columns: int, *, scale: int = 1, gap: int = 2) -> P:
     """Images (N, H, W, C) on one sheet, row by row, each pixel ``scale`` wide; white between and in empty cells.
 
-    Gaps are in pixels of the sheet; between columns it is ``column_gap`` if that is given.
+    The gap between images and around them is in pixels of the sheet.
     """
     n, height, width, channels = images.shape
     height, width = height * scale, width * scale
-    side = gap if column_gap is None else column_gap
-    shape = rows * (height + gap) + gap, columns * (width + side) + side, channels
+    shape = rows * (height + gap) + gap, columns * (width + gap) + gap, channels
     sheet = np.full(shape, np.iinfo(images.dtype).max, images.dtype)
     for index in range(min(n, rows * columns)):
         top = gap + index // columns * (height + gap)
-        left = side + index % columns * (width + side)
+        left = gap + index % columns * (width + gap)
         tile = images[index].repeat(scale, axis=0).repeat(scale, axis=1)
         sheet[top : top + height, left : left + width] = tile
     return sheet

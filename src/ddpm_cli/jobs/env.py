@@ -24,7 +24,6 @@ EXTRAS = {
     "tensorboard": "tensorboardX",
     "wandb": "wandb",
     "onnx": "onnx",
-    "plot": "matplotlib",
 }
 
 

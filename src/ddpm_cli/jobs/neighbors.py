@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import check_distinct, check_output, printable, write_csv, write_file
-from ..core.pixels import encode_png
+from ..core.pixels import Raster, encode_png, sheet_scale, to_channels, to_image
 from ..data import Images
 from ..errors import ArgumentError
 from ..evaluation.neighbors import Comparison, Int64, Nearest, Queries, compare, nearest
-from ..ui.captions import Caption, Layout, Row, draw
 from ..ui.console import Screen, as_json, plural, shown
+from ..ui.sheet import Caption, Layout, check_size, draw
 from .images import load_at_their_size, load_images
 
-TITLES = ("sample", "nearest training images, RMSE (0..255)")
+TITLES = ("sample", "nearest, RMSE 0..255")
+TILE = 64  # pixels that the shorter side of an image has at least on the sheet, for the caption below it
 _NAMED = 5
 
 
@@ -142,8 +143,7 @@ def find_neighbors(samples_name: str, images_name: str, options: NeighborOptions
     held_out = _fitting(options.held_out, samples, options, screen) if options.held_out is not None else None
     if options.k > len(images):
         raise ArgumentError(f"-k is {options.k}, and {printable(images_name)} has {plural(len(images), 'image')}")
-    height, width = samples.shape[1:3]
-    layout = Layout.fitting(min(options.n, len(samples)), options.k, (height, width), options.scale, TITLES)
+    layout = _layout(samples, options)
     found = shown(nearest(Queries.all_of(samples), images, options.k), screen)
     others = _others(images, held_out, options.seed, screen)
     comparison = compare(found.squared[:, 0], others.nearest.squared[:, 0]) if others else None
@@ -193,16 +193,27 @@ def _names(images: Images, numbers: Int64) -> dict[int, str]:
     return {number: printable(name) for number, name in compress(enumerate(images.names()), wanted)}
 
 
+def _layout(samples: Images, options: NeighborOptions) -> Layout:
+    """A row for each sample shown, with its neighbours beside it. Refuses a sheet that few programs show."""
+    _, height, width, _ = samples.shape
+    rows, scale = min(options.n, len(samples)), options.scale or sheet_scale((height, width), TILE)
+    titles = (*TITLES, *[""] * (options.k - 1))
+    layout = Layout((rows, 1 + options.k), (height, width, 3), scale, columns=titles, captions=True)
+    check_size(layout.height, layout.width, "use a smaller `n`, `k` or `scale`")
+    return layout
+
+
 def _write_sheet(layout: Layout, samples: Images, images: Images, report: Report) -> None:
-    names = _names(samples, np.arange(layout.rows))
-    write_file(report.output, encode_png(draw(layout, _rows(layout.rows, names, samples, images, report.nearest))))
-
-
-def _rows(count: int, names: dict[int, str], samples: Images, images: Images, found: Nearest) -> Iterator[Row]:
-    for number in range(count):
-        pixels = np.concatenate([samples.take([number]), images.take(found.indices[number])])
-        distances = (Caption(f"{rmse:.2f}", marked=rmse == 0) for rmse in found.rmse[number].tolist())
-        yield Row(pixels, (Caption(names[number]), *distances))
+    """Write the sheet as RGB, transparency on white."""
+    found, rows = report.nearest, range(layout.shape[0])
+    names = _names(samples, np.arange(len(rows)))
+    captions = [
+        [Caption(names[row]), *(Caption(f"{rmse:.2f}", marked=rmse == 0) for rmse in found.rmse[row].tolist())]
+        for row in rows
+    ]
+    tiles = (np.concatenate([samples.take([row]), images.take(found.indices[row])]) for row in rows)
+    opaque = (np.stack([to_channels(Raster(tile), 3) for tile in line]) for line in tiles)
+    write_file(report.output, encode_png(to_image(draw(layout, opaque, captions))))
 
 
 def _write_table(path: Path, samples: Images, images: Images, found: Nearest) -> None:

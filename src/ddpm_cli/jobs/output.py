@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..core.files import check_output, disk_errors, printable, write_file
-from ..core.pixels import MAX_PIXELS, MAX_SIDE, Pixels, encode_npy, encode_png, grid, sheet_scale, to_image
+from ..core.pixels import Pixels, encode_npy, encode_png, grid, sheet_scale, to_image
 from ..errors import ArgumentError
 from ..models.model import Model
 from ..sampling.generate import Start, pixels_of
@@ -21,7 +21,7 @@ from ..sampling.settings import Sampling
 from ..ui.console import Screen
 from ..ui.pictures import ANIMATIONS, GIF_ALPHA, chain_frames, encode, encode_animation, loses_alpha
 from ..ui.results import STDIO, refuse_terminal
-from ..ui.sheet import labelled
+from ..ui.sheet import Layout, check_size, draw
 
 PREVIEWED = 64  # images at most
 # Pixels that the shorter side of an image has at least: on a sheet, below a label, in an animation of its own.
@@ -145,11 +145,7 @@ def check_sheet(to: Destination, pictures: Pictures, shape: tuple[int, int, int]
     _, H, W = shape
     scale = pictures.scale or sheet_scale((H, W), at_least)
     height, width = (count * (side * scale + 2) for count, side in zip(pictures.grid, (H, W), strict=True))
-    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-        raise ArgumentError(
-            f"the sheet of {pictures.n:,} images would have {height:,}x{width:,} pixels, which few programs show; make "
-            "fewer, use a smaller --scale, or name a folder or a .npy"
-        )
+    check_size(height, width, "make fewer images, use a smaller `scale`, or name a folder or a .npy")
 
 
 def chains(model: Model, sampling: Sampling, batches: Iterable[Batch]) -> Iterator[BatchStep]:
@@ -246,16 +242,24 @@ def write_table(
         first = 0 if table.before is None else 1
         names = table.columns[first : first + columns]
         sheets = [
-            labelled(images[:, [i]], rows=table.rows, columns=[name], scale=scale, corner=table.corner, room_for=names)
-            for i, name in enumerate(names)
+            _labelled(images[:, [i]], scale, table, columns=[name], room_for=names) for i, name in enumerate(names)
         ]
     else:
         beside = [
             np.repeat(image[None, None], rows, axis=0) for image in (table.before, table.after) if image is not None
         ]
         images = np.concatenate([*beside[:1], images, *beside[1:]], axis=1)
-        sheets = [labelled(images, rows=table.rows, columns=table.columns, scale=scale, corner=table.corner)]
+        sheets = [_labelled(images, scale, table, columns=table.columns)]
     yield from _write_sheets(to, sheets, pictures, screen)
+
+
+def _labelled(
+    images: Pixels, scale: int, table: Table, *, columns: Sequence[str], room_for: Sequence[str] = ()
+) -> Pixels:
+    """Images (rows, columns, H, W, C) on a sheet with the labels of the table's rows, and those of some columns."""
+    rows, n, H, W, C = images.shape
+    layout = Layout((rows, n), (H, W, C), scale, table.rows, columns, corner=table.corner, room_for=room_for)
+    return draw(layout, images)
 
 
 def _write_files(to: Destination, pictures: Pictures, cells: Iterable[Cells], screen: Screen) -> Iterator[Path]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Pen: TypeAlias = ImageDraw.ImageDraw
@@ -97,45 +98,26 @@ def _panel(panel: Panel) -> Image.Image:
     return image
 
 
-def _line(
-    pen: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: tuple[int, int, int], *, dashed: bool
-) -> None:
+def _line(pen: Pen, points: list[tuple[float, float]], colour: tuple[int, int, int], *, dashed: bool) -> None:
     if not dashed:
         pen.line(points, colour, 2 * SCALE, joint="curve")
         return
-    for dash in _dashes(points, _DASH * SCALE):
+    x, y = np.array(points).T
+    walked = np.concatenate([[0.0], np.hypot(np.diff(x), np.diff(y)).cumsum()])
+    ends = np.append(np.arange(0, walked[-1], _DASH * SCALE), walked[-1])
+    places = list(zip(np.interp(ends, walked, x).tolist(), np.interp(ends, walked, y).tolist(), strict=True))
+    for dash in list(pairwise(places))[::2]:
         pen.line(dash, colour, 2 * SCALE)
 
 
-def _dashes(points: list[tuple[float, float]], length: float) -> Iterator[list[tuple[float, float]]]:
-    """Every other piece of a line, each so long."""
-    walked = 0.0
-    for (x, y), (to_x, to_y) in pairwise(points):
-        step = math.dist((x, y), (to_x, to_y))
-        at = 0.0
-        while at < step:
-            end = min(step, at + length - (walked + at) % length)
-            if int((walked + at) / length + 1e-9) % 2 == 0:
-                a, b = at / step, end / step
-                yield [(x + a * (to_x - x), y + a * (to_y - y)), (x + b * (to_x - x), y + b * (to_y - y))]
-            at = max(end, at + length * 1e-3)
-        walked += step
-
-
-def _legend(
-    pen: ImageDraw.ImageDraw,
-    curves: Sequence[Curve],
-    corner: tuple[int, int],
-    font: Font,
-) -> None:
+def _legend(pen: Pen, curves: Sequence[Curve], corner: tuple[int, int], font: Font) -> None:
     right, top = corner
     for row, (curve, colour) in enumerate(zip(curves, COLOURS, strict=False)):
         if curve.name:
             y = top + (18 + 24 * row) * SCALE
             pen.text((right - 14 * SCALE, y), curve.name, INK, font, anchor="rm")
             start = right - 14 * SCALE - pen.textlength(curve.name, font) - 44 * SCALE
-            steps = [(start + 36 * SCALE * i / 12, float(y)) for i in range(13)]
-            _line(pen, steps, colour, dashed=curve.dashed)
+            _line(pen, [(start, float(y)), (start + 36 * SCALE, float(y))], colour, dashed=curve.dashed)
 
 
 def _upright(image: Image.Image, text: str, centre: tuple[int, int], font: Font) -> None:
