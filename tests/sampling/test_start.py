@@ -335,7 +335,7 @@ WRONG = [
     ("progressive --share-from 0", 2, "--share-from is 0; it must be from 1 to 1000"),
     ("progressive --share-from 7,7", 2, "--share-from has 7 twice"),
     ("progressive --t 7,7", 2, "--t has 7 twice"),
-    ("progressive -n 600", 2, "the sheet of 5,400 images would have"),
+    ("progressive -n 600", 2, "30,000x450 pixels"),
     ("progressive --share-from 5 --t 9", 2, "--t is of Figure 6, and --share-from of Figure 7"),
     ("inpaint a.png large.png", 3, "large.png: the mask is 12x9, and a.png is 8x8; they must be of one size"),
     ("inpaint a.png black.png", 3, "black.png: no pixel of the mask is white (128 or more; its brightest is 0)"),
