@@ -62,7 +62,7 @@ def click_command(command: str) -> click.Command:
 
 def option_names(command: str) -> set[str]:
     """Every spelling of every option, --no-... and help included."""
-    own = click_command(command).get_params(click.Context(click_command(command)))
+    own = click_command(command).params  # get_params would keep a help option without -h
     names = {
         name for option in own if isinstance(option, click.Option) for name in (*option.opts, *option.secondary_opts)
     }
