@@ -48,7 +48,7 @@ Examples:
   ddpm train ./images                 train on a folder, into ./ddpm-out
   ddpm sample -n 64 -o grid.png       64 new images on one sheet
   ddpm noise photo.png --t 500        what the network sees at t = 500
-  ddpm eval-bpd ./images --limit 100  evaluate it in bits/dim
+  ddpm eval-bpd ./images --limit 100  evaluate the model in bits/dim
 """
 
 
@@ -118,7 +118,7 @@ class LazyGroup(click.Group):
 def group() -> None:
     """Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel 2020) on your own images.
 
-    Every command has examples in its help: ddpm train --help. Results go to stdout, all else to stderr.
+    Every command has examples in its help: ddpm train --help. Results go to stdout, everything else to stderr.
     """
 
 

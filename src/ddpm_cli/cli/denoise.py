@@ -22,22 +22,26 @@ Examples:
 
 @click.command("denoise", cls=Command, epilog=EPILOG)
 @click.argument("images", metavar="IMG...", type=PathType(dash=True), nargs=-1)
-@click.option("--t", type=click.IntRange(1), help="Take the image as x_t of this step, without adding noise.")
 @click.option(
-    "--strength", type=float, help="SDEdit: take the image as clean, and noise it to this fraction of T first."
+    "--t", type=click.IntRange(1), help="Treat IMG as x_t at this step; no noise is added. Give this or --strength."
+)
+@click.option(
+    "--strength",
+    type=float,
+    help="SDEdit: treat IMG as clean, and first noise it to this fraction of T, above 0 and up to 1.",
 )
 @click.option(
     "--variations",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Results per image, each with other noise.",
+    help="Results per image, each with its own noise.",
 )
 @resize_option
 @sampler_options
 @list_options
 @seed_option
-@picture_options("denoised.png", "Output: a sheet, a folder, an animation or an array, as of ddpm sample.")
+@picture_options("denoised.png", "Output: a sheet, a folder, an animation or an array, as for ddpm sample.")
 def command(
     images: tuple[Path, ...],
     t: int | None,

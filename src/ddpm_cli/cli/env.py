@@ -10,20 +10,24 @@ from .options import Command, verbosity_options
 EPILOG = """\b
 Examples:
   ddpm env                    versions, device, threads, cache
-  ddpm env --json             the same for a report or a script
-  OMP_NUM_THREADS=1 ddpm env  whether a setting is heeded
+  ddpm env --json             the same as JSON, for a script
+  OMP_NUM_THREADS=1 ddpm env  check that a setting takes effect
 """
 
 
 @click.command("env", cls=Command, epilog=EPILOG)
 @click.option(
-    "--json", "as_json", envvar="DDPM_ENV_JSON", is_flag=True, help="One JSON object on stdout instead of a table."
+    "--json",
+    "as_json",
+    envvar="DDPM_ENV_JSON",
+    is_flag=True,
+    help="Print one JSON object on stdout instead of a table.",
 )
 @verbosity_options
 def command(as_json: bool, verbosity: int) -> None:
-    """Show versions, the device and precision that auto stands for, threads, the cache folder and optional packages.
+    """Show versions, the device and precision that auto selects, threads, the cache folder and optional packages.
 
-    Threads and how they wait come with the reason: the environment, the cores, or a quota of processor time.
+    For threads and how they wait, it also shows the reason: an environment variable, the cores, or a CPU quota.
     """
     from ..jobs.env import look
     from ..ui.console import aligned

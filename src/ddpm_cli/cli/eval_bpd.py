@@ -21,8 +21,8 @@ from .options import (
 
 EPILOG = """\b
 Examples:
-  ddpm eval-bpd ./images                   the model in ./ddpm-out on a folder of images, all terms
-  ddpm eval-bpd ./images --terms 20        an estimate, from 20 terms of each image
+  ddpm eval-bpd ./images                   all terms, for every image of a folder
+  ddpm eval-bpd ./images --terms 20        an estimate from 20 terms per image
   ddpm eval-bpd ./images --per-image ranked.csv          the least likely images first
   ddpm eval-bpd ./images --rd rd.csv --plot rd.png       rate and distortion, as in Figure 5
   ddpm eval-bpd ./images --resume bpd.state              can be interrupted and resumed
@@ -39,7 +39,7 @@ class TermsType(click.ParamType[int]):
         if value in (0, "all"):
             return 0
         if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither all nor a number from 1 on", param, ctx)
+            self.fail(f"{value!r} is neither all nor a number of at least 1", param, ctx)
         return int(value)
 
 
@@ -52,7 +52,7 @@ class TermsType(click.ParamType[int]):
     default="all",
     show_default=True,
     metavar="K|all",
-    help="How many of each image's T terms to compute; K of them give an unbiased estimate.",
+    help="Number of terms to compute per image, of T; K terms give an unbiased estimate.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Evaluate only the first images.  [default: all]")
 @click.option("--resize", is_flag=True, help="Scale, crop and convert images to the model's size, as train does.")
@@ -85,8 +85,8 @@ def command(images: str, as_json: bool, verbosity: int, **options: Any) -> None:
     """Evaluate a model on IMAGES in bits/dim: the variational bound on the negative log-likelihood (Eq. 5).
 
     The bound is computed as in the paper's code, with x_0_hat clipped and the decoder of Eq. 13. --terms K computes
-    K of each image's T terms, an unbiased estimate whose standard error is printed. IMAGES are read as by ddpm
-    train. Here auto precision is fp32. Under torchrun the processes share the work, with the same result.
+    K of each image's T terms, an unbiased estimate whose standard error is printed. IMAGES are read as in
+    ddpm train. --precision auto is fp32 here. Under torchrun the processes share the work, with the same result.
     """
     from ..core import distributed
     from ..jobs.eval_bpd import MeasureOptions, measure

@@ -18,16 +18,20 @@ Examples:
 
 @click.command("info", cls=Command, epilog=EPILOG)
 @click.argument("model", metavar="[MODEL]", type=NameType(), required=False, envvar="DDPM_MODEL")
-@click.option("--verify", is_flag=True, help="Compare its outputs with those published for google/ddpm-*.")
+@click.option("--verify", is_flag=True, help="Compare the network's outputs with those published for google/ddpm-*.")
 @click.option(
-    "--json", "as_json", envvar="DDPM_INFO_JSON", is_flag=True, help="One JSON object on stdout instead of a table."
+    "--json",
+    "as_json",
+    envvar="DDPM_INFO_JSON",
+    is_flag=True,
+    help="Print one JSON object on stdout instead of a table.",
 )
 @verbosity_options
 def command(model: str | None, verify: bool, as_json: bool, verbosity: int) -> None:
-    """Say what MODEL is: network, diffusion, training, where it came from, and whether its files are whole.
+    """Describe MODEL: its network, diffusion, training and origin, and whether its files are intact.
 
-    MODEL is what -m takes elsewhere: a run folder, a checkpoint, a folder of diffusers' layout, user/repo[@revision]
-    of a Hub, or builtin:digits. With --verify, outputs that differ from the published ones end in exit code 3.
+    MODEL is what -m takes elsewhere: a run folder, a checkpoint, a folder in diffusers' layout, user/repo[@revision]
+    on the Hub, or builtin:digits. With --verify, outputs that differ from the published ones end in exit code 3.
     """
     from ..jobs.info import info
     from ..ui.console import open_screen

@@ -1,4 +1,4 @@
-"""``ddpm inpaint``: make a part of an image anew."""
+"""``ddpm inpaint``: fill in part of an image."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Examples:
     type=click.IntRange(1, 100),
     default=10,
     show_default=True,
-    help="Resampling rounds of RePaint; more agree better and take longer.",
+    help="RePaint's resampling rounds; more take longer and fit the new part better to the old.",
 )
 @resize_option
 @click.option("--steps", type=click.IntRange(1), help="Steps of the reverse chain.  [default: 250]")
 @spacing_options
 @seed_option
-@picture_options("inpainted.png", "Output: a sheet, a folder, an animation or an array, as of ddpm sample.")
+@picture_options("inpainted.png", "Output: a sheet, a folder, an animation or an array, as for ddpm sample.")
 def command(
     image: Path,
     mask: Path,
@@ -45,7 +45,7 @@ def command(
     """Fill in the pixels of IMG where MASK is white; the others stay as they are.
 
     This is RePaint (Lugmayr et al. 2022), which needs no special model: at each step the known pixels are taken from
-    the noised image, and each stretch of the chain is repeated --rounds times, so that both parts come to agree.
+    the noised image, and each section of the chain is repeated --rounds times, so that both parts fit together.
     """
     from ..jobs.inpaint import Inpaint, inpaint
     from ..jobs.making import Making

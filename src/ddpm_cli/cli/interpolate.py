@@ -26,7 +26,7 @@ Examples:
     "times",
     envvar="DDPM_INTERPOLATE_T",
     type=IntList(),
-    help="Step to noise both images to, or several.  [default: T/2]",
+    help="Step t, or several, to which both images are noised.  [default: T/2]",
 )
 @click.option(
     "--steps",
@@ -35,7 +35,7 @@ Examples:
     type=click.IntRange(2),
     default=9,
     show_default=True,
-    help="Number of images, from lambda = 0 to 1.",
+    help="Number of images, from lambda = 0 to lambda = 1.",
 )
 @resize_option
 @chain_options

@@ -23,17 +23,22 @@ Examples:
 @click.argument("samples", metavar="SAMPLES", type=NameType())
 @click.argument("images", metavar="IMAGES", type=NameType())
 @click.option(
-    "--held-out", type=NameType(), metavar="IMAGES2", help="Held-out images: like IMAGES, but not trained on."
+    "--held-out",
+    type=NameType(),
+    metavar="IMAGES2",
+    help="Held-out images: similar to IMAGES, but not used for training.",
 )
 @click.option("-n", "n", type=click.IntRange(1), default=16, show_default=True, help="Samples to show on the sheet.")
 @click.option(
     "-k", "k", type=click.IntRange(1), default=4, show_default=True, help="Neighbours to show for each sample."
 )
 @click.option(
-    "-o", "--output", type=PathType(), default="neighbors.png", show_default=True, help="The sheet to write, a .png."
+    "-o", "--output", type=PathType(), default="neighbors.png", show_default=True, help="Output: the sheet, a .png."
 )
 @click.option(
-    "--scale", type=click.IntRange(1, 64), help="Enlarge pixels on the sheet.  [default: tiles of 64 or more]"
+    "--scale",
+    type=click.IntRange(1, 64),
+    help="Enlarge each pixel of the sheet by this factor.  [default: tiles of at least 64 pixels]",
 )
 @click.option(
     "--csv", type=PathType(), metavar="FILE.csv", help="Write the neighbours of all samples with their distances."

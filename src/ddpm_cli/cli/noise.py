@@ -10,7 +10,7 @@ from .options import Command, IntList, PathType, force_option, list_options, see
 
 EPILOG = """\b
 Examples:
-  ddpm noise photo.png                       photo-t500.png
+  ddpm noise photo.png                       write photo-t500.png
   ddpm noise photo.png --t 0,250,500,1000    a strip of four
   ddpm noise photo.png --t 0,100,200,300,400,500 -o photo.gif
   ddpm noise ./photos --t 300 -o noisy/      each image of a folder
@@ -32,14 +32,15 @@ Examples:
     "-o",
     "--output",
     type=PathType(dash=True),
-    help="Output: a .png, .gif, .webp or .apng, a .npy for the exact x_t, or a folder.  [default: <stem>-t500.png]",
+    help="Output: a .png, .gif, .webp or .apng, a .npy for the exact x_t, or a folder.  "
+    "[default: photo-t500.png for photo.png]",
 )
 @click.option(
     "--format",
     "kind",
     envvar="DDPM_NOISE_FORMAT",
     type=click.Choice(["png", "npy"]),
-    help="Format for -o - and for the files of a folder.  [default: png]",
+    help="Format of -o - and of the files in a folder.  [default: png]",
 )
 @click.option(
     "--schedule", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True, help="Noise schedule."
@@ -72,10 +73,10 @@ def command(
 ) -> None:
     """Show what the forward process makes of IMG at step t: x_t ~ q(x_t|x_0), Eq. 4.
 
-    The result has the image's own size and mode, 16 bits included; an alpha channel is left as it is. IMG may be -
-    for stdin, and the result then goes to stdout. Several steps make a strip, or an animation if the output is a
-    .gif, .webp or .apng; all share one noise, so that it grows in place. Several images, or a folder of them, give a
-    folder. A picture holds x_t in 8 bits, clipped to what an image can be; a .npy holds it as it is.
+    The result keeps the size and mode of IMG, 16 bits included; an alpha channel stays as it is. IMG may be - for
+    stdin, and the result then goes to stdout. Several steps make a strip, or an animation if the output is a .gif,
+    .webp or .apng; they share one noise, so it grows in place. Several images, or a folder, make a folder. In a
+    picture, x_t is clipped to [-1, 1] and rounded to the picture's levels; a .npy holds it exactly.
     """
     from ..jobs.noise import Noise, noise
     from ..ui.console import open_screen

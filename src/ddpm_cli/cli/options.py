@@ -21,13 +21,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 SHARING = "train", "sample", "eval-bpd"  # commands whose work several processes can share
 
 
-WORDS = "ddpm_cli.words"  # under which a context keeps the words that a command was given
+WORDS = "ddpm_cli.words"  # the key in a context's meta for the words of the command line
 
 
 class Command(click.Command):
-    """A command whose help shows its examples before its options: they are what most look for.
+    """A command whose help shows its examples before its options, because most readers look for those.
 
-    Unless it is of `SHARING`, torchrun cannot start it several times at once.
+    torchrun can start it in several processes only if it is one of `SHARING`.
 
     Args:
         groups: headings for its options in the help, each with the names of their parameters; the others come last.
@@ -70,9 +70,9 @@ _FIELD = re.compile(r"`([a-z][a-z_0-9]*)(?:=([^`]*))?`")
 
 
 def in_options(message: str, command: click.Command) -> str:
-    """A message that names fields, as the user of a command knows them: `` `eta` `` is ``--eta``.
+    """A message with its fields in backticks replaced by the command's options: `` `eta` `` becomes ``--eta``.
 
-    `` `loss=vlb` `` is ``--loss vlb``, and `` `clip=false` `` the option that says so. Other names stay as they are.
+    `` `loss=vlb` `` becomes ``--loss vlb``, and `` `flip=false` `` ``--no-flip``. Other names stay as they are.
     """
     known = {parameter.name: parameter for parameter in command.params}
 
@@ -92,10 +92,10 @@ def in_options(message: str, command: click.Command) -> str:
 
 
 class PathType(click.Path):
-    """The name of a file or folder, not empty: pathlib would take that for the current folder."""
+    """The name of a file or folder. An empty one is refused: pathlib would take it for the current folder."""
 
     def __init__(self, *, dash: bool = False) -> None:
-        super().__init__(path_type=Path, allow_dash=dash, readable=False)  # whoever opens it says what is wrong
+        super().__init__(path_type=Path, allow_dash=dash, readable=False)  # the code that opens it reports errors
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -106,7 +106,7 @@ class PathType(click.Path):
 
 
 class NameType(click.ParamType[str]):
-    """The name of images or a model, mostly a file or folder, which shells then complete."""
+    """The name of images or of a model. Most are files or folders, so shells complete file names."""
 
     name = "text"
 
@@ -123,7 +123,7 @@ class SizeType(click.ParamType[tuple[int, int]]):
     """``32`` or ``64x48`` (height x width) as (height, width)."""
 
     name = "N|HxW"
-    advice = "is no size; give a number such as 32, or height x width such as 64x48"
+    advice = "is not a size; give a number such as 32, or height x width such as 64x48"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
@@ -139,7 +139,7 @@ class GridType(SizeType):
     """``4x16`` as (rows, columns)."""
 
     name = "RxC"
-    advice = "is no grid; give rows x columns such as 4x16"
+    advice = "is not a grid; give rows x columns such as 4x16"
 
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
@@ -161,7 +161,7 @@ class DurationType(click.ParamType[float]):
         amounts = [float(amount or 0) for amount in match.groups()] if match else []
         seconds = sum(amount * unit for amount, unit in zip(amounts, self._units.values(), strict=False))
         if seconds == 0:
-            self.fail(f"{value!r} is no length of time; give seconds, or 90s, 4m, 1.5h, 3h50m, 2d", param, ctx)
+            self.fail(f"{value!r} is not a length of time; give seconds, or 90s, 4m, 1.5h, 3h50m, 2d", param, ctx)
         return seconds
 
 
@@ -176,7 +176,7 @@ class IntList(click.ParamType[tuple[int, ...]]):
         try:
             return tuple(int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers such as 500 or 0,250,500", param, ctx)
+            self.fail(f"{value!r} is not a list of whole numbers such as 500 or 0,250,500", param, ctx)
 
 
 def model_option(command: F) -> F:
@@ -186,9 +186,9 @@ def model_option(command: F) -> F:
         "--model",
         type=NameType(),
         metavar="MODEL",
-        help="Model: a run folder, a checkpoint, a folder in diffusers' layout, user/repo[@revision] of a Hub, or "
+        help="Model: a run folder, a checkpoint, a folder in diffusers' layout, user/repo[@revision] on the Hub, or "
         "builtin:digits.  "
-        "[default: $DDPM_MODEL, else ./ddpm-out if it is there, else builtin:digits]",
+        "[default: $DDPM_MODEL, else ./ddpm-out if it exists, else builtin:digits]",
     )(command)
 
 
@@ -199,17 +199,17 @@ def seed_option(command: F) -> F:
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Seed of all randomness: the same seed gives the same result.",
+        help="Random seed: the same seed gives the same result.",
     )(command)
 
 
 def sampler_options(command: F) -> F:
-    """The settings of `sampling.Sampling` but for the seed; what is not given is None."""
+    """The settings of `sampling.Sampling` except the seed; an option that is not given is None."""
     return _sampler_options(command, "--steps")
 
 
 def chain_options(command: F) -> F:
-    """The same, for a command whose --steps are others: --chain-steps."""
+    """The same for a command whose --steps means something else: --chain-steps."""
     return _sampler_options(command, "--chain-steps")
 
 
@@ -223,18 +223,18 @@ def spacing_options(command: F) -> F:
     command = click.option(
         "--timesteps",
         type=IntList(),
-        help="The steps themselves, descending, instead of a number of them: 1000,750,500,...",
+        help="The steps themselves, in descending order, instead of their number: 1000,750,500,...",
     )(command)
     return click.option(
         "--spacing",
         type=click.Choice(list(SPACINGS)),
-        help="Spread the steps over 1..T evenly in t (uniform; trailing leaves out t = 1), in sqrt(t) (quad) or in the "
-        f"log of the signal-to-noise ratio (logsnr).  [default: {usual}{''.join(others)}]",
+        help="How the steps are spaced over 1..T: evenly in t (uniform; trailing omits t = 1), in sqrt(t) (quad) or in "
+        f"the log of the signal-to-noise ratio (logsnr).  [default: {usual}{''.join(others)}]",
     )(command)
 
 
 def picture_options(default: str, about: str) -> Callable[[F], F]:
-    """What commands that make images have in common: -o and how they are made and shown. --seed is not among it."""
+    """The options that commands that make images share, except --seed: -m, -o, and how images are made and shown."""
 
     def add(command: F) -> F:
         options = (
@@ -243,7 +243,8 @@ def picture_options(default: str, about: str) -> Callable[[F], F]:
             click.option(
                 "--scale",
                 type=click.IntRange(1, 64),
-                help="Enlarge pixels on the sheet this many times.  [default: tiles of 32 or more, 48 with labels]",
+                help="Enlarge each pixel of the sheet by this factor.  "
+                "[default: tiles of at least 32 pixels, 48 with labels]",
             ),
             click.option(
                 "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images per batch."
@@ -263,10 +264,16 @@ def picture_options(default: str, about: str) -> Callable[[F], F]:
 def list_options(command: F) -> F:
     """--files-from and -0."""
     command = click.option(
-        "-0", "--null", is_flag=True, help="Names in the list of --files-from end in NUL, as from find -print0."
+        "-0",
+        "--null",
+        is_flag=True,
+        help="Names in --files-from end with NUL instead of a newline, as from find -print0.",
     )(command)
     return click.option(
-        "--files-from", type=PathType(dash=True), metavar="FILE", help="Read names from FILE, one per line; - is stdin."
+        "--files-from",
+        type=PathType(dash=True),
+        metavar="FILE",
+        help="Read the names of images from FILE, one per line; - is stdin.",
     )(command)
 
 
@@ -286,7 +293,7 @@ def _sampler_options(command: F, name: str) -> F:
         click.option(
             "--sampler",
             type=click.Choice(list(SAMPLERS)),
-            help=f"How the reverse chain is run.  {samplers}.  [default: {DEFAULT_SAMPLER}]",
+            help=f"Sampler of the reverse chain.  {samplers}.  [default: {DEFAULT_SAMPLER}]",
         ),
         click.option(
             name,
@@ -303,7 +310,7 @@ def _sampler_options(command: F, name: str) -> F:
 
 
 def _own_option(name: str, owners: dict[str, Setting]) -> Callable[[F], F]:
-    """The option of a setting that some samplers have. `Sampling` checks its range, which may differ among these."""
+    """The option of a setting that only some samplers have. `Sampling` checks its range, which may differ."""
     about = (f"{owner}: {s.help}  [default: {s.default:g}; {s.range}]" for owner, s in owners.items())
     kind = click.INT if all(setting.whole for setting in owners.values()) else click.FLOAT
     return click.option(f"--{name.replace('_', '-')}", name, type=kind, help="  ".join(about))
@@ -316,7 +323,7 @@ def machine_options(command: F) -> F:
         type=click.Choice(["auto", "fp32", "bf16"]),
         default="auto",
         show_default=True,
-        help="Precision of convolutions and matrix products; auto is bf16 where the hardware has it, else fp32.",
+        help="Precision of convolutions and matrix products; auto is bf16 if the hardware supports it, else fp32.",
     )(command)
     return click.option(
         "--device",
@@ -334,7 +341,7 @@ def peer_option(command: F) -> F:
         type=DurationType(),
         default="1h",
         show_default=True,
-        help="Under torchrun: give up on a process that hangs after this time.",
+        help="Under torchrun: how long to wait for a process that hangs.",
     )(command)
 
 
@@ -347,5 +354,5 @@ def verbosity_options(command: F) -> F:
     """-q and -v, as one value ``verbosity``: -1, 0 or 1."""
     command = click.option("-v", "--verbose", "verbosity", flag_value=1, type=int, help="Print details.")(command)
     return click.option(
-        "-q", "--quiet", "verbosity", flag_value=-1, type=int, default=0, help="Only errors and results."
+        "-q", "--quiet", "verbosity", flag_value=-1, type=int, default=0, help="Print only errors and results."
     )(command)

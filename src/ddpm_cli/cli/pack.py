@@ -1,4 +1,4 @@
-"""``ddpm pack``: images packed into a folder of the user's. Does not import torch."""
+"""``ddpm pack``: pack images into a folder. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .options import Command, NameType, PathType, SizeType, force_option, verbos
 
 EPILOG = """\b
 Examples:
-  ddpm pack ./images -o packed                        at the size and in the channels that suit
+  ddpm pack ./images -o packed                        choose size and channels from the images
   ddpm pack photos.zip -o /shared/photos-64 --size 64
-  ddpm pack /shared/photos-64 -o /local/photos-64     a copy on a node's own disk
-  ddpm train packed                                   opens it at once
-  ddpm pack ./images -o packed --size 32 --force      another one in its place
+  ddpm pack /shared/photos-64 -o /local/photos-64     copy the pack to a node's own disk
+  ddpm train packed                                   train on the pack
+  ddpm pack ./images -o packed --size 32 --force      replace the pack
 To resume after an interrupt, run the same command again.
 """
 
@@ -25,11 +25,23 @@ _LIMIT = 64
 
 @click.command("pack", cls=Command, epilog=EPILOG)
 @click.argument("images", metavar="IMAGES", type=NameType())
-@click.option("-o", "--output", type=PathType(), required=True, help="The folder of the pack, new or empty.")
-@click.option("--size", type=SizeType(), help=f"Height x width.  [default: from the images, {_LIMIT} a side at most]")
-@click.option("--channels", type=click.Choice(["1", "3", "4"]), help="Grey, RGB, RGBA.  [default: from the images]")
+@click.option("-o", "--output", type=PathType(), required=True, help="Folder for the pack, new or empty.")
 @click.option(
-    "--json", "as_json", envvar="DDPM_PACK_JSON", is_flag=True, help="One JSON object on stdout, not the path."
+    "--size",
+    type=SizeType(),
+    help=f"Height x width of the images.  [default: from the images, {_LIMIT} a side at most]",
+)
+@click.option(
+    "--channels",
+    type=click.Choice(["1", "3", "4"]),
+    help="Convert to grey (1), RGB (3) or RGBA (4).  [default: from the images]",
+)
+@click.option(
+    "--json",
+    "as_json",
+    envvar="DDPM_PACK_JSON",
+    is_flag=True,
+    help="Print one JSON object on stdout instead of the path.",
 )
 @force_option
 @verbosity_options
@@ -42,10 +54,10 @@ def command(
     force: bool,
     verbosity: int,
 ) -> None:
-    """Pack IMAGES into a folder, as uint8 of one size, to be opened at once wherever IMAGES are asked for.
+    """Pack IMAGES into a folder, as uint8 pixels of one size. Every command that takes IMAGES opens it at once.
 
-    Other commands pack images too, into a cache of the user's. A pack of its own can be copied, or shared by the
-    machines of a cluster, and does without the files it was made of.
+    Other commands pack images, too, into your cache. A pack in a folder of its own can be copied, or shared by the
+    machines of a cluster, and does not need the original files.
     """
     from ..jobs.images import pack_into
     from ..ui import console

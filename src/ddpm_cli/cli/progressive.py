@@ -1,4 +1,4 @@
-"""``ddpm progressive``: what appears when, Figures 6 and 7."""
+"""``ddpm progressive``: progressive generation, Figures 6 and 7."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ Examples:
 @click.command("progressive", cls=Command, epilog=EPILOG)
 @click.option("-n", "n", type=click.IntRange(1, 10_000), default=8, show_default=True, help="Number of images.")
 @click.option(
-    "--t", "times", envvar="DDPM_PROGRESSIVE_T", type=IntList(), help="Steps to show.  [default: 9 from T to 0]"
+    "--t", "times", envvar="DDPM_PROGRESSIVE_T", type=IntList(), help="Steps t to show.  [default: 9 steps from T to 0]"
 )
-@click.option("--share-from", type=IntList(), help="Show images that share their x_t at these steps (Figure 7).")
+@click.option(
+    "--share-from", type=IntList(), help="Instead, show images that share x_t at each of these steps (Figure 7)."
+)
 @sampler_options
 @seed_option
 @picture_options("progressive.png", "Output: a sheet, an animation (.gif, .webp, .apng), .npy, a folder, or -.")
@@ -32,7 +34,7 @@ def command(
     share_from: tuple[int, ...] | None,
     **common: Any,
 ) -> None:
-    """Progressive generation: the network's estimate of each image during the reverse process (Figure 6).
+    """Show progressive generation: the network's estimate of each image during the reverse process (Figure 6).
 
     Each row is an image, each column its x_0_hat at a step t (Eq. 15); t = 0 is the sample itself. Large features
     appear first. With --share-from, each row is a step t, and its images share the x_t shown first: the smaller t,

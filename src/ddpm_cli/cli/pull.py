@@ -11,24 +11,26 @@ from .options import Command, PathType, verbosity_options
 
 EPILOG = """\b
 Examples:
-  ddpm pull google/ddpm-cifar10-32                   into the Hub's own cache, for -m google/ddpm-cifar10-32
-  ddpm pull google/ddpm-cat-256 -o cat               into a folder
+  ddpm pull google/ddpm-cifar10-32                   into the cache, for -m google/ddpm-cifar10-32
+  ddpm pull google/ddpm-cat-256 -o cat               also into a folder
   ddpm pull someone/model --revision v1.0
-  ddpm pull --allow-pickle someone/old-model         if its weights are only there as a pickle
+  ddpm pull --allow-pickle someone/old-model         if its only weights are a pickle
 """
 
 
 @click.command("pull", cls=Command, epilog=EPILOG)
 @click.argument("repo", metavar="REPO")
-@click.option("--revision", help="A branch, tag or commit.  [default: the main branch]")
-@click.option("-o", "--output", type=PathType(), help="A new folder for the model.  [default: only the cache]")
-@click.option("--allow-pickle", is_flag=True, help="Read weights that are a pickle, and keep them as safetensors.")
+@click.option("--revision", help="Branch, tag or commit to download.  [default: the main branch]")
+@click.option(
+    "-o", "--output", type=PathType(), help="Copy the model to this new folder.  [default: keep it in the cache only]"
+)
+@click.option("--allow-pickle", is_flag=True, help="Allow weights that are a pickle, and convert them to safetensors.")
 @verbosity_options
 def command(repo: str, revision: str | None, output: Path | None, allow_pickle: bool, verbosity: int) -> None:
-    """Fetch a model from the Hub, check it, and print the folder that it is in.
+    """Download a model from the Hub, check it, and print its folder.
 
-    REPO is user/repo or user/repo@revision. Only the files that are needed are fetched, and each is compared with the
-    digest that the Hub lists. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+    REPO is user/repo or user/repo@revision. Only the files that a model needs are downloaded, and each is compared with
+    the digest that the Hub lists. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE have their usual meaning.
     """
     from ..jobs.pull import pull
     from ..ui.console import open_screen

@@ -11,7 +11,7 @@ from .options import Command, NameType, PathType, verbosity_options
 
 EPILOG = """\b
 Examples:
-  ddpm push ddpm-out me/digits --dry-run     what would be published, and the page that goes with it
+  ddpm push ddpm-out me/digits --dry-run     show the files and the model card
   ddpm push ddpm-out me/digits --private
   ddpm eval-bpd ./images --json > bpd.json && ddpm push ddpm-out me/digits --bpd bpd.json
 """
@@ -20,15 +20,20 @@ Examples:
 @click.command("push", cls=Command, epilog=EPILOG)
 @click.argument("model", metavar="MODEL", type=NameType())
 @click.argument("repo", metavar="REPO")
-@click.option("--private", is_flag=True, help="Only you see the repository; one that is there and public is refused.")
-@click.option("--bpd", type=PathType(), metavar="FILE", help="What ddpm eval-bpd --json printed, for the model's page.")
-@click.option("--dry-run", is_flag=True, help="Say what would be published, print the page, and stop.")
+@click.option("--private", is_flag=True, help="Make a new repository private; refuse one that is public.")
+@click.option(
+    "--bpd",
+    type=PathType(),
+    metavar="FILE",
+    help="Add bits/dim to the model card, from the output of ddpm eval-bpd --json.",
+)
+@click.option("--dry-run", is_flag=True, help="List the files, print the model card, and publish nothing.")
 @verbosity_options
 def command(model: str, repo: str, private: bool, bpd: Path | None, dry_run: bool, verbosity: int) -> None:
-    """Publish MODEL as REPO, user/repo: weights, configurations, a page about it and a picture, in one commit.
+    """Publish MODEL on the Hub as REPO (user/repo): weights, configurations, a model card and samples, in one commit.
 
-    Of a run that is its newest checkpoint without the state of training. Nothing else of the run folder, and no path,
-    leaves this machine. HF_TOKEN must hold a token that may write.
+    MODEL is what -m takes elsewhere. For a run folder it is the newest checkpoint, without the training state. No path
+    on this machine is published. HF_TOKEN must hold a token with write access.
     """
     from ..jobs.push import publish
     from ..ui.console import open_screen

@@ -17,13 +17,13 @@ Examples:
   ddpm sample --sampler dpm++ -o quick.png             50 times faster
   ddpm sample -n 16 -o chain.gif                       watch the reverse process
   ddpm sample -n 5000 -o samples.npz                   raw uint8 (N, H, W, C)
-  ddpm sample --like grid.png -o again.png             the same images once more
+  ddpm sample --like grid.png -o again.png             the same images again
 """
 
 
 @click.command("sample", cls=Command, epilog=EPILOG)
 @click.option("-n", "n", type=click.IntRange(1, 10_000_000), help="Number of images.  [default: 16]")
-@click.option("--seed", type=click.IntRange(0), help="Seed: image i of a seed is always the same.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), help="Random seed: image i of a seed is always the same.  [default: 0]")
 @sampler_options
 @click.option(
     "--grid",
@@ -32,7 +32,7 @@ Examples:
     type=GridType(),
     help="Rows x columns of the sheet.  [default: nearly square]",
 )
-@click.option("--like", type=PathType(), help="Take all settings that are not given from this PNG.")
+@click.option("--like", type=PathType(), help="Take all settings that you do not give from this PNG.")
 @picture_options(
     "grid.png",
     "Output: a .png (one sheet), a folder (one file per image), .npy or .npz (raw), .gif, .webp or .apng (the "

@@ -22,7 +22,7 @@ from .options import (
 
 EPILOG = """\b
 Examples:
-  ddpm train ./images                       choose everything; the result is in ./ddpm-out
+  ddpm train ./images                       train with defaults, into ./ddpm-out
   ddpm train ./images --dry-run             print what it would do, and how long it would take
   ddpm train ./images --size 64x48 --max-time 2h
   ddpm train photos.zip -o run --preset small --steps 50000
@@ -44,7 +44,9 @@ GROUPS = {
 
 @click.command("train", cls=Command, epilog=EPILOG, groups=GROUPS)
 @click.argument("images", metavar="[IMAGES]", required=False, type=NameType())
-@click.option("-o", "--output", type=PathType(), default="ddpm-out", show_default=True, help="The run folder.")
+@click.option(
+    "-o", "--output", type=PathType(), default="ddpm-out", show_default=True, help="Run folder, new or to resume."
+)
 @click.option(
     "--size",
     type=SizeType(),
@@ -79,18 +81,26 @@ GROUPS = {
     "[default: as few as fit]",
 )
 @click.option(
-    "--compile/--no-compile", default=None, help="Compile the network with torch.compile, if that makes it faster."
+    "--compile/--no-compile",
+    default=None,
+    help="Compile the network with torch.compile, if that makes it faster.  [default: no-compile]",
 )
 @click.option("--lr", type=float, help="Learning rate of Adam.  [default: by preset]")
 @click.option(
-    "--warmup", type=click.IntRange(0), help="Warm-up: steps over which the rate grows linearly.  [default: by preset]"
+    "--warmup",
+    type=click.IntRange(0),
+    help="Warm-up: steps over which the learning rate grows linearly.  [default: by preset]",
 )
-@click.option("--ema", type=float, help="Decay of the weights' EMA, which is sampled from.  [default: by preset]")
+@click.option(
+    "--ema",
+    type=float,
+    help="EMA: decay of the moving average of the weights, which samples use.  [default: by preset]",
+)
 @click.option("--dropout", type=float, help="Dropout probability in residual blocks.  [default: by preset]")
 @click.option(
     "--flip/--no-flip",
     default=None,
-    help="Mirror images left to right at random.  [default: flip; not for builtin:digits]",
+    help="Mirror images left to right at random.  [default: flip; no-flip for builtin:digits]",
 )
 @click.option("--predict", type=click.Choice(PREDICTIONS), help="What the network predicts.  [default: eps]")
 @click.option(
@@ -101,20 +111,34 @@ GROUPS = {
 @click.option(
     "--t-sampling",
     type=click.Choice(list(T_SAMPLINGS)),
-    help="How training draws t; importance needs eps and simple.  [default: by preset]",
+    help="Distribution of t in training; importance needs --predict eps and --loss simple.  [default: by preset]",
 )
 @click.option(
     "--variance", type=click.Choice(VARIANCES), help="Variance sigma_t^2 of the reverse process.  [default: by preset]"
 )
 @click.option("--schedule", type=click.Choice(["linear", "cosine"]), help="Noise schedule.  [default: linear]")
 @click.option("--timesteps", type=click.IntRange(1, 10_000), help="T, the number of diffusion steps.  [default: 1000]")
-@click.option("--seed", type=click.IntRange(0), help="Seed of all randomness of the run.  [default: 0]")
-@click.option("--save-every", type=click.IntRange(0), help="Steps between checkpoints; 0 saves only the last.")
-@click.option("--sample-every", type=click.IntRange(0), help="Steps between preview images; 0 for none.")
-@click.option("--log-every", type=click.IntRange(0), help="Steps between lines of metrics.jsonl; 0 for none.")
+@click.option("--seed", type=click.IntRange(0), help="Random seed of the run.  [default: 0]")
+@click.option(
+    "--save-every",
+    type=click.IntRange(0),
+    help="Steps between checkpoints; 0 saves only the last step.  [default: a tenth of --steps, 100 to 5000]",
+)
+@click.option(
+    "--sample-every",
+    type=click.IntRange(0),
+    help="Steps between preview images; 0 for none.  [default: a tenth of --steps, 100 to 5000]",
+)
+@click.option(
+    "--log-every",
+    type=click.IntRange(0),
+    help="Steps between lines of metrics.jsonl; 0 for none.  [default: 10; 100 if --steps is above 10000]",
+)
 @click.option("--keep", type=click.IntRange(1), help="Number of checkpoints to keep.  [default: 3]")
-@click.option("--max-time", type=DurationType(), help="Save and stop after this time: 90s, 4m, 1.5h, 2d.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and stop.")
+@click.option(
+    "--max-time", type=DurationType(), help="Save and stop after this time: 90s, 4m, 1.5h, 2d.  [default: no limit]"
+)
+@click.option("--dry-run", is_flag=True, help="Read and pack the images, print what training would do, and stop.")
 @click.option(
     "--json", "as_json", envvar="DDPM_TRAIN_JSON", is_flag=True, help="Print one JSON object on stdout at the end."
 )
@@ -137,7 +161,7 @@ def command(
     """Train a model on IMAGES: a folder, a .zip or .tar, a .npy or .npz of uint8, or builtin:digits.
 
     Images are scaled to cover the size and cropped at the centre. Ctrl-C saves and stops. To resume a run, run the same
-    command again, or name just its folder with -o. The run folder holds checkpoints, preview images and metrics.jsonl.
+    command again, or give only its folder with -o. The run folder holds checkpoints, preview images and metrics.jsonl.
     """
     from ..jobs.train import Job
     from ..training.plan import TrainOptions
